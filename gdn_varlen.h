@@ -1,0 +1,2313 @@
+/*
+ * gdn_varlen.h - the Gated DeltaNet recurrence for CPUs, in one C11 header
+ * SPDX-License-Identifier: MIT
+ *
+ * Do this in ONE .c or .cpp file:
+ *
+ *     #define GDN_IMPLEMENTATION
+ *     #include "gdn_varlen.h"
+ *
+ * and include the header without the macro everywhere else. A whole program,
+ * two sequences of 3 and 2 tokens packed behind cu_seqlens:
+ *
+ *     #define GDN_IMPLEMENTATION
+ *     #include "gdn_varlen.h"
+ *     #include <stdio.h>
+ *
+ *     int main(void) {
+ *         enum { TOKENS = 5, HEADS = 2, K = 8, V = 8 };
+ *         static float q[TOKENS][HEADS][K], k[TOKENS][HEADS][K], v[TOKENS][HEADS][V], o[TOKENS][HEADS][V];
+ *         static float a[TOKENS][HEADS], b[TOKENS][HEADS], A_log[HEADS], dt_bias[HEADS];
+ *         const int cu_seqlens[] = {0, 3, 5};
+ *         for (int t = 0; t < TOKENS; t++)
+ *             for (int i = 0; i < K; i++) q[t][0][i] = k[t][1][i] = v[t][0][i] = 0.1f * (float)(t + i);
+ *
+ *         gdn_params p = {0};
+ *         p.batch_size = 1;
+ *         p.seq_len = TOKENS;
+ *         p.num_seqs = 2;
+ *         p.num_key_heads = HEADS;
+ *         p.num_value_heads = HEADS;
+ *         p.head_k_dim = K;
+ *         p.head_v_dim = V;
+ *         p.cu_seqlens = gdn_i32(cu_seqlens);
+ *         p.A_log = gdn_f32(A_log);
+ *         p.dt_bias = gdn_f32(dt_bias);
+ *         p.a = gdn_f32(a[0]);
+ *         p.b = gdn_f32(b[0]);
+ *         p.q = gdn_f32(q[0][0]);
+ *         p.k = gdn_f32(k[0][0]);
+ *         p.v = gdn_f32(v[0][0]);
+ *         p.o = gdn_out_f32(o[0][0]);
+ *
+ *         gdn_error error;
+ *         if (gdn_fused_sigmoid_gating_delta_rule_update(&p, &error) != GDN_OK) {
+ *             printf("%s: %s\n", error.argument, gdn_status_text(error.status));
+ *             return 1;
+ *         }
+ *         printf("o[4][0][0] = %.9g\n", (double)o[4][0][0]);
+ *         return 0;
+ *     }
+ *
+ *     cc -O2 program.c -lm
+ *
+ * THE OPERATOR
+ *
+ * The recurrence of SGLang's Triton kernel fused_sigmoid_gating_delta_rule_update
+ * (Gated DeltaNet: Yang, Kautz, Hatamizadeh, arXiv 2412.06464), for each sequence n
+ * and each value head hv, one state S[K,V] kept from token to token:
+ *
+ *     x = a + dt_bias;  g = -exp(A_log) * softplus(x);  beta = sigmoid(b)
+ *     q, k = q / sqrt(sum(q*q) + eps), k / sqrt(sum(k*k) + eps)     if use_qk_l2norm_in_kernel
+ *     q = q * scale
+ *     S = exp(g) * S                  one factor per head, or one per K row if is_kda
+ *     S = S + k (beta * (v - k^T S))^T
+ *     o = q^T S
+ *
+ * CONTENTS               search for the word in brackets
+ *
+ *     conventions of other systems, and what to set for each      [CONVENTIONS]
+ *     what it does not do                                         [DOES NOT]
+ *     numerics: the order of every operation                      [NUMERICS]
+ *     memory, threads, scratch                                    [WORK ITEMS]
+ *     macros                                                      [CONFIGURATION]
+ *     types, parameters, functions                                [INTERFACE]
+ *     implementation: compiler, resolving, validation, reference,
+ *     kernel, targets, public functions                           [IMPLEMENTATION]
+ *
+ * CONVENTIONS
+ *
+ * The same recurrence, nine habits. With K = V a wrong state_layout runs and is silently
+ * wrong, so the header has no default for it. "-" means the default (zero) of the field.
+ *
+ *   system                     state_layout   head_map  gate_input  beta_input  l2norm_form, eps    padding
+ *   -------------------------  -------------  --------  ----------  ----------  ------------------  --------------
+ *   SGLang Triton, to 2026-03  GDN_STATE_KV   -         -           -           -                   -
+ *   SGLang Triton, later       GDN_STATE_VK   -         -           -           -                   -
+ *   SGLang packed decode       GDN_STATE_VK   -         - / LOG     - / GIVEN   -                   ZERO
+ *   SGLang CPU, vLLM CPU       GDN_STATE_KV   -         -           -           -, 1e-5             none (crashes)
+ *   vLLM Triton                GDN_STATE_VK   -         - / LOG     - / GIVEN   -                   LEAVE, null 0
+ *   FLA                        KV or VK (1)   -         LOG / -     GIVEN (2)   -                   no pool
+ *   FlashInfer decode          VK or KV (3)   -         - (4)       -           -                   ZERO
+ *   ggml, llama.cpp            GDN_STATE_VK   TILED     LOG         GIVEN       MAX_NORM_EPS        no pool
+ *   mlx-lm                     GDN_STATE_VK   -         DECAY       GIVEN       MEAN_PLUS_EPS       no pool
+ *   transformers               GDN_STATE_KV   -         LOG         GIVEN       -                   no pool
+ *
+ *   The scale is K^-0.5 in all of them (FlashInfer: 0 means the same, as here). The output has
+ *   q's dtype in SGLang, v's in FLA, float32 in newer vLLM where the state is float32; here it is o.dtype.
+ *   (1) state_v_first selects VK.  (2) FLA's beta may be per V column: beta_per_column; with
+ *   use_beta_sigmoid_in_kernel it is raw, and allow_neg_eigval doubles it.  (3) "pretranspose" and MTP are
+ *   VK, "nontranspose" is KV.  (4) FlashInfer's prefill takes DECAY and GIVEN.
+ *   SGLang, vLLM and FLA normalise q and k only when asked to (use_qk_l2norm_in_kernel); FlashInfer by
+ *   default. transformers, ggml and mlx-lm normalise before the operator: set use_qk_l2norm_in_kernel to
+ *   feed this one their raw q and k, leave it off to feed it what they feed theirs.
+ *
+ * DOES NOT
+ *
+ *   start threads, keep global state, or allocate when scratch is passed; write its inputs; compute the
+ *   causal convolution, the output norm or the output gate around the operator; compute gradients;
+ *   use the chunked form of the recurrence (its sums depend on where chunks begin).
+ *
+ * NUMERICS
+ *
+ *   GDN_COMPUTE_F64 is the oracle: the formulas above, literally, every intermediate in double.
+ *   GDN_COMPUTE_F32 gives the same bits on every machine, compiler, instruction set and number of
+ *   threads, wherever a sequence stands in a batch and wherever it is split into calls (with a float32
+ *   state). It assumes round-to-nearest without flush-to-zero; the payload of a NaN is not part of the
+ *   promise. Its order of operations, all in float32; fma(x, y, z) is one rounding of x*y + z:
+ *
+ *   sum16   a sum over K with sixteen partial sums: the l-th over i = l, l+16, ... in order, each step
+ *           acc = fma(x_i, y_i, acc) from 0; then folded: l + (l+8), l + (l+4), l + (l+2), l + (l+1).
+ *   norm    n = sum16(x, x); f = 1 / sqrt(n + eps), or the other forms, in double, times scale for q (without
+ *           the norm f = scale); f = hi + lo, two floats; x = fma(x, hi, x * lo).
+ *   qk      sum16(q, k)
+ *   gates   decay and beta in double, by this header's own exp, softplus and sigmoid; rounded to float once, to
+ *           within 0.6 units in the last place of each function.
+ *   token   A = k^T S and B = q^T S from the state before the token. Without KDA, A = decay * (k^T S);
+ *           where decay is 0 the sums are taken with zeros for k and q, so that a decay of 0 forgets
+ *           whatever finite state was there. With KDA decay_i * k_i and decay_i * q_i are rounded first.
+ *           GDN_STATE_KV, and no state at all: each column sums over k in order in one accumulator.
+ *           GDN_STATE_VK: sum16. Then, with p = decay (KDA: 1):
+ *               d = beta * fma(-p, A, v);  o = fma(qk, d, p * B);  s = fma(k_i, d, decay_i * s)
+ *
+ *   The two layouts therefore agree within the error bound, not in bits. bfloat16 and float16 are
+ *   converted exactly on load and rounded to nearest, ties to even, on store.
+ *
+ * WORK ITEMS
+ *
+ *   gdn_fused_sigmoid_gating_delta_rule_update() does everything on the calling thread. To use your own
+ *   threads, validate once and let any worker run any ranges of work items, in any order, each exactly once:
+ *
+ *       if (gdn_validate(&p, &error) != GDN_OK) ...
+ *       ptrdiff_t items = gdn_num_work_items(&p);                       // sequences x heads x slices of V
+ *       size_t bytes = gdn_scratch_size(&p);                            // for each worker
+ *       gdn_run_work_items(&p, items * ith / nth, items * (ith + 1) / nth, scratch_of_worker, bytes);
+ *
+ *   Neighbouring items share the work on q and k, so long ranges are cheaper than many single items.
+ *   Every function is reentrant and may be called from any thread; two calls that run at the same time
+ *   must not write the same output or state slots.
+ *
+ * CONFIGURATION          define before including the header
+ *
+ *   GDN_IMPLEMENTATION     emit the implementation into this translation unit
+ *   GDN_API                linkage of the functions; default extern. "static" makes the header private
+ *                          to one file.
+ *   GDN_HEADER_NAME        the name under which the header includes itself; default "gdn_varlen.h"
+ *   GDN_NO_SIMD            leave out every vector instruction set: only plain C remains
+ *   GDN_NO_MALLOC          never call malloc: scratch must be passed
+ */
+#ifndef GDN_VARLEN_H
+#define GDN_VARLEN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define GDN_VERSION_MAJOR 0
+#define GDN_VERSION_MINOR 1
+#define GDN_VERSION_PATCH 0
+#define GDN_VERSION (GDN_VERSION_MAJOR * 10000 + GDN_VERSION_MINOR * 100 + GDN_VERSION_PATCH)
+
+#ifndef GDN_API
+#define GDN_API extern
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ==== INTERFACE ==================================================================================== */
+
+/* What a call returns: code, text. */
+#define GDN_STATUSES(X)                                                                                   \
+    X(GDN_OK, "success")                                                                                  \
+    X(GDN_ERROR_NULL, "a required pointer is NULL")                                                       \
+    X(GDN_ERROR_SIZE, "a size is out of its range or does not fit the others")                            \
+    X(GDN_ERROR_ENUM, "not set, or outside its enumeration, or not allowed here")                         \
+    X(GDN_ERROR_VALUE, "a number is not finite or outside its range")                                     \
+    X(GDN_ERROR_COMBINATION, "this option excludes, or needs, another one")                               \
+    X(GDN_ERROR_STRIDE, "a stride is too small for its axis, or the axis does not exist")                 \
+    X(GDN_ERROR_CU_SEQLENS, "cu_seqlens must start at 0, never decrease, and end within seq_len")         \
+    X(GDN_ERROR_INDEX, "an index is outside the array it points into")                                    \
+    X(GDN_ERROR_CONFLICT, "two sequences use a slot that one of them writes")                             \
+    X(GDN_ERROR_OVERFLOW, "the size of an array does not fit ptrdiff_t")                                  \
+    X(GDN_ERROR_OVERLAP, "memory that is written overlaps other memory of the call")                      \
+    X(GDN_ERROR_ISA, "this CPU or this build lacks the instruction set")                                  \
+    X(GDN_ERROR_SCRATCH, "scratch is missing or too small")                                               \
+    X(GDN_ERROR_RANGE, "a range of work items is outside 0 .. gdn_num_work_items()")
+
+typedef enum gdn_status {
+#define GDN_STATUS_CODE(code, text) code,
+    GDN_STATUSES(GDN_STATUS_CODE)
+#undef GDN_STATUS_CODE
+    GDN_NUM_STATUSES
+} gdn_status;
+
+/* Where an error is. `argument` is the name of the field of gdn_params at fault, or "" (never NULL); `index`
+ * is the place in that array (flat for two-dimensional ones: row * columns + column), and `other` a second
+ * place that it conflicts with; -1 where there is none. */
+typedef struct gdn_error {
+    gdn_status status;
+    const char *argument;
+    int64_t index;
+    int64_t other;
+} gdn_error;
+
+/* Elements of a tensor. 0 is "not set", an error wherever a pointer is given. */
+typedef enum gdn_dtype {
+    GDN_DTYPE_NOT_SET = 0,
+    GDN_F32,  /* float */
+    GDN_BF16, /* upper half of a float, in a uint16_t */
+    GDN_F16,  /* IEEE binary16, in a uint16_t */
+    GDN_F64   /* double; only under GDN_COMPUTE_F64 */
+} gdn_dtype;
+
+typedef enum gdn_index_dtype { GDN_INDEX_NOT_SET = 0, GDN_I32, GDN_I64 } gdn_index_dtype;
+
+/* An input: [batch, token, head, inner], the innermost axis contiguous. Strides count elements and 0 means
+ * contiguous: head_stride = inner size, token_stride = heads * head_stride, batch_stride = seq_len *
+ * token_stride. A view into a packed buffer sets the strides that differ; axes may be in any order, but must
+ * not overlap. Two-dimensional [tokens, heads] tensors of the varlen form are the same with batch 1. */
+typedef struct gdn_tensor {
+    const void *data;
+    gdn_dtype dtype;
+    ptrdiff_t batch_stride, token_stride, head_stride;
+} gdn_tensor;
+
+/* The same for the output. */
+typedef struct gdn_output {
+    void *data;
+    gdn_dtype dtype;
+    ptrdiff_t batch_stride, token_stride, head_stride;
+} gdn_output;
+
+/* The state pool [num_states, value heads, K, V] or [.., V, K]; the matrices are contiguous. Strides as above:
+ * a slot_stride larger than HV*K*V is a pool with padded slots. */
+typedef struct gdn_state_pool {
+    void *data;
+    gdn_dtype dtype;
+    ptrdiff_t num_states;
+    ptrdiff_t slot_stride, head_stride;
+} gdn_state_pool;
+
+/* The cache of the state after every step: [num_rows, num_steps, value heads, K, V] or [.., V, K]. */
+typedef struct gdn_state_cache {
+    void *data;
+    gdn_dtype dtype;
+    ptrdiff_t num_rows, num_steps;
+    ptrdiff_t row_stride, step_stride, head_stride;
+} gdn_state_cache;
+
+/* One integer, or one row of num_columns integers, for each sequence; data NULL means absent. row_stride is the
+ * distance between the rows of two sequences, 0 means contiguous. num_columns matters only to the two-dimensional
+ * arrays. */
+typedef struct gdn_indices {
+    const void *data;
+    gdn_index_dtype dtype;
+    ptrdiff_t num_columns;
+    ptrdiff_t row_stride;
+} gdn_indices;
+
+typedef enum gdn_state_layout {
+    GDN_STATE_LAYOUT_NOT_SET = 0, /* an error once a pool or a cache is given */
+    GDN_STATE_KV,                 /* [slot, HV, K, V]: SGLang to March 2026, transformers, FLA's default */
+    GDN_STATE_VK                  /* [slot, HV, V, K]: SGLang since, vLLM, FlashInfer, ggml, mlx-lm */
+} gdn_state_layout;
+
+typedef enum gdn_head_map {
+    GDN_HEADS_GROUPED = 0, /* key head = hv / (HV / H) */
+    GDN_HEADS_TILED        /* key head = hv % H: ggml and GGUF files */
+} gdn_head_map;
+
+typedef enum gdn_gate_input {
+    GDN_GATE_RAW = 0, /* a is the projection: g is computed from A_log, a, dt_bias */
+    GDN_GATE_LOG,     /* a is the log decay g; A_log and dt_bias are not read */
+    GDN_GATE_DECAY    /* a is the decay exp(g); A_log and dt_bias are not read */
+} gdn_gate_input;
+
+typedef enum gdn_beta_input {
+    GDN_BETA_RAW = 0, /* beta = sigmoid(b) */
+    GDN_BETA_GIVEN    /* b is beta */
+} gdn_beta_input;
+
+typedef enum gdn_l2norm_form {
+    GDN_L2NORM_SUM_PLUS_EPS = 0, /* x / sqrt(sum(x*x) + eps): SGLang, vLLM, FLA, FlashInfer, transformers */
+    GDN_L2NORM_MEAN_PLUS_EPS,    /* x / sqrt(sum(x*x) + K*eps): mlx-lm */
+    GDN_L2NORM_MAX_NORM_EPS,     /* x / max(sqrt(sum(x*x)), eps): ggml */
+    GDN_L2NORM_NORM_PLUS_EPS     /* x / (sqrt(sum(x*x)) + eps) */
+} gdn_l2norm_form;
+
+/* What a negative index (or the null slot) does to the output rows of its sequence. The pool is never written. */
+typedef enum gdn_padding {
+    GDN_PADDING_COMPUTE = 0, /* compute them from a zero state, as SGLang's Triton kernel does */
+    GDN_PADDING_ZERO,        /* fill them with zeros */
+    GDN_PADDING_LEAVE        /* do not touch them */
+} gdn_padding;
+
+typedef enum gdn_compute { GDN_COMPUTE_F32 = 0, GDN_COMPUTE_F64 } gdn_compute;
+
+/* The instruction set of GDN_COMPUTE_F32. All give the same bits; forcing one is for testing. */
+typedef enum gdn_isa {
+    GDN_ISA_AUTO = 0, /* the fastest that this build has and this CPU supports */
+    GDN_ISA_PLAIN,    /* what the compiler may assume of every CPU of its target */
+    GDN_ISA_AVX2,     /* with FMA and F16C */
+    GDN_ISA_AVX512,
+    GDN_ISA_NEON,
+    GDN_NUM_ISAS
+} gdn_isa;
+
+/* All of a call. Start from zero (gdn_params p = {0}; C++: {}) and set what the call needs.
+ * Shapes: N sequences, B = batch_size, T = seq_len, H key heads, HV value heads, K and V per head. */
+typedef struct gdn_params {
+    /* Sizes, all at least 1; seq_len may be 0. HV is a multiple of H.
+     * Fixed length: N = B, and num_seqs is 0 or B. Varlen (cu_seqlens given): B = 1, seq_len is the total length
+     * of the tensors and num_seqs is N. */
+    ptrdiff_t batch_size, seq_len, num_seqs;
+    ptrdiff_t num_key_heads, num_value_heads, head_k_dim, head_v_dim;
+
+    /* cu_seqlens [N+1]: sequence n is tokens [cu_seqlens[n], cu_seqlens[n+1]). It starts at 0, never decreases and
+     * ends at or before seq_len; rows past its end are not written. A sequence of length 0 writes nothing. */
+    gdn_indices cu_seqlens;
+
+    /* Inputs, in any mix of dtypes. Required: q, k, v, a; with GDN_GATE_RAW also A_log and dt_bias. */
+    gdn_tensor A_log;   /* [HV]; only head_stride may be set */
+    gdn_tensor a;       /* [B,T,HV]; is_kda: [B,T,HV,K] */
+    gdn_tensor dt_bias; /* [HV]; is_kda: [HV,K]; only head_stride may be set */
+    gdn_tensor q, k;    /* [B,T,H,K] */
+    gdn_tensor v;       /* [B,T,HV,V] */
+    gdn_tensor b;       /* [B,T,HV]; beta_per_column: [B,T,HV,V]; absent: beta = 1 */
+
+    /* Output [B,T,HV,V], with its own dtype. */
+    gdn_output o;
+
+    /* State pool; absent: every sequence starts from zeros and its final state is dropped. It is read and written
+     * in place, rounded once at the end of the sequence. A slot that one sequence writes is used by no other. */
+    gdn_state_pool initial_state_source;
+    gdn_state_layout state_layout;     /* of the pool and of the cache; required with either */
+    gdn_indices initial_state_indices; /* [N] slot read; absent: slot n. Negative: padding, see below */
+    gdn_indices output_state_indices;  /* [N] slot written; absent: the slot read. Negative: none */
+    gdn_padding padding;               /* what a negative initial index does to the output */
+    bool has_null_slot;                /* null_slot means the same as a negative index, read or written */
+    int64_t null_slot;
+    bool disable_state_update; /* the pool is only read */
+
+    /* State after every step, for verifying drafts. Row of sequence n: intermediate_state_indices[n] (absent: n;
+     * negative: not cached). With retrieve_parent_token [N, steps], step s > 0 of a cached sequence starts from
+     * the cached state of step parent[s], 0 <= parent[s] < s, as stored (parent[0] is not read). */
+    gdn_state_cache intermediate_states_buffer;
+    gdn_indices intermediate_state_indices;
+    gdn_indices retrieve_parent_token;
+
+    /* Or one pool slot for each step [N, steps] (negative: not stored), instead of the two index arrays above. The
+     * sequence starts from slot ssm_state_indices[n, num_accepted_tokens[n] - 1], absent: [n, 0]. */
+    gdn_indices ssm_state_indices;
+    gdn_indices num_accepted_tokens; /* [N], each in [1, steps] */
+
+    /* Options. A number left at 0 has its default; for a true zero pass a tiny one such as 1e-300. */
+    double scale;                 /* factor on q after the norm; 0: K^-0.5; finite, positive */
+    bool use_qk_l2norm_in_kernel; /* L2-normalise q and k over K */
+    gdn_l2norm_form l2norm_form;
+    double l2norm_eps;         /* 0: 1e-6; finite, not negative */
+    double softplus_beta;      /* 0: 1; finite, positive */
+    double softplus_threshold; /* 0: 20; softplus(x) = x where beta*x > threshold; not NaN */
+    bool is_kda;               /* one gate for each K row: a [..,HV,K], dt_bias [HV,K] */
+    bool has_lower_bound;      /* g = lower_bound * sigmoid(exp(A_log) * x) in place of softplus; only raw gates */
+    double lower_bound;        /* finite, at most 0 */
+    gdn_gate_input gate_input;
+    gdn_beta_input beta_input;
+    bool beta_per_column;  /* b is [..,HV,V] */
+    bool allow_neg_eigval; /* beta is doubled (OLMo-Hybrid) */
+    gdn_head_map head_map;
+
+    /* How to compute. */
+    gdn_compute compute;
+    gdn_isa isa;
+    void *scratch;       /* for the one-thread call, any alignment; NULL: it calls malloc */
+    size_t scratch_size; /* at least gdn_scratch_size() bytes where scratch is given */
+} gdn_params;
+
+/* The operator, on the calling thread: validates, then runs every work item. Returns GDN_OK, or an error before
+ * anything has been written; `error` may be NULL. Thread safety: reentrant. Source: SGLang
+ * fused_sigmoid_gating_recurrent.py, fused_sigmoid_gating_delta_rule_update. */
+GDN_API gdn_status gdn_fused_sigmoid_gating_delta_rule_update(const gdn_params *params, gdn_error *error);
+
+/* Every check of the call and nothing else: reads the index arrays, no tensor; writes only *error, which may be
+ * NULL. Work grows with N and the number of steps, not with the tensors. */
+GDN_API gdn_status gdn_validate(const gdn_params *params, gdn_error *error);
+
+/* Number of work items of parameters that gdn_validate() accepts; ordered by sequence, head, slice of V. Items of one
+ * sequence and head are 32 columns of V each (the last may be narrower). */
+GDN_API ptrdiff_t gdn_num_work_items(const gdn_params *params);
+
+/* Bytes of scratch for one worker. Depends on K, V, the head counts and the options, not on N or T. */
+GDN_API size_t gdn_scratch_size(const gdn_params *params);
+
+/* Runs the items first <= i < last of parameters that gdn_validate() accepts, and that stay unchanged until every
+ * item has run. Any partition and order gives the same bits. Ranges that run at the same time need their own scratch
+ * (any alignment). Returns GDN_OK, GDN_ERROR_RANGE, GDN_ERROR_SCRATCH or (not validated) GDN_ERROR_ISA. */
+GDN_API gdn_status gdn_run_work_items(const gdn_params *params, ptrdiff_t first, ptrdiff_t last, void *scratch,
+                                      size_t scratch_size);
+
+/* Whether this build and this CPU can run `isa` (GDN_ISA_AUTO: always), and which one AUTO picks. */
+GDN_API bool gdn_isa_supported(gdn_isa isa);
+GDN_API gdn_isa gdn_isa_selected(void);
+GDN_API const char *gdn_isa_name(gdn_isa isa);
+
+/* Name ("GDN_ERROR_SIZE") and text of a status; "?" outside the enumeration. */
+GDN_API const char *gdn_status_name(gdn_status status);
+GDN_API const char *gdn_status_text(gdn_status status);
+
+/* GDN_VERSION of the implementation that is linked. */
+GDN_API int gdn_version(void);
+
+/* Shorthands for contiguous arguments. The pointer's type says the dtype, so that the compiler checks it. */
+static inline gdn_tensor gdn_tensor_of(const void *data, gdn_dtype dtype) {
+    gdn_tensor x = {data, dtype, 0, 0, 0};
+    return x;
+}
+static inline gdn_tensor gdn_f32(const float *data) { return gdn_tensor_of(data, GDN_F32); }
+static inline gdn_tensor gdn_f64(const double *data) { return gdn_tensor_of(data, GDN_F64); }
+static inline gdn_tensor gdn_bf16(const uint16_t *data) { return gdn_tensor_of(data, GDN_BF16); }
+static inline gdn_tensor gdn_f16(const uint16_t *data) { return gdn_tensor_of(data, GDN_F16); }
+static inline gdn_output gdn_output_of(void *data, gdn_dtype dtype) {
+    gdn_output x = {data, dtype, 0, 0, 0};
+    return x;
+}
+static inline gdn_output gdn_out_f32(float *data) { return gdn_output_of(data, GDN_F32); }
+static inline gdn_output gdn_out_f64(double *data) { return gdn_output_of(data, GDN_F64); }
+static inline gdn_output gdn_out_bf16(uint16_t *data) { return gdn_output_of(data, GDN_BF16); }
+static inline gdn_output gdn_out_f16(uint16_t *data) { return gdn_output_of(data, GDN_F16); }
+static inline gdn_indices gdn_indices_of(const void *data, gdn_index_dtype dtype, ptrdiff_t num_columns) {
+    gdn_indices x = {data, dtype, num_columns, 0};
+    return x;
+}
+static inline gdn_indices gdn_i32(const int32_t *data) { return gdn_indices_of(data, GDN_I32, 1); }
+static inline gdn_indices gdn_i64(const int64_t *data) { return gdn_indices_of(data, GDN_I64, 1); }
+static inline gdn_state_pool gdn_pool_of(void *data, gdn_dtype dtype, ptrdiff_t num_states) {
+    gdn_state_pool x = {data, dtype, num_states, 0, 0};
+    return x;
+}
+static inline gdn_state_cache gdn_cache_of(void *data, gdn_dtype dtype, ptrdiff_t num_rows, ptrdiff_t num_steps) {
+    gdn_state_cache x = {data, dtype, num_rows, num_steps, 0, 0, 0};
+    return x;
+}
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* GDN_VARLEN_H: end of the interface */
+
+/* ==== IMPLEMENTATION =============================================================================== */
+
+#if defined(GDN_IMPLEMENTATION) && !defined(GDNI_IMPLEMENTED)
+#define GDNI_IMPLEMENTED 1
+
+/* ---- [COMPILER] ----------------------------------------------------------------------------------- */
+
+#include <float.h>
+#include <math.h>
+#include <string.h>
+/* Vector units: GNU C only. SSE2 is part of every x86-64; AVX2 and AVX-512 are chosen at run time. */
+#if defined(__GNUC__) && !defined(GDN_NO_SIMD) && defined(__SSE2__)
+#define GDNI_SSE2 1
+#include <cpuid.h>
+#include <immintrin.h>
+#else
+#define GDNI_SSE2 0
+#endif
+#if GDNI_SSE2 && (defined(__x86_64__) || defined(__i386__))
+#define GDNI_X86 1
+#else
+#define GDNI_X86 0
+#endif
+#if defined(__GNUC__) && !defined(GDN_NO_SIMD) && defined(__aarch64__) && defined(__ARM_NEON)
+#define GDNI_NEON 1
+#include <arm_neon.h>
+#else
+#define GDNI_NEON 0
+#endif
+#ifndef GDN_NO_MALLOC
+#include <stdlib.h>
+#endif
+
+#if defined(__FAST_MATH__) || defined(_M_FP_FAST)
+#error "gdn_varlen.h: -ffast-math reorders sums; compile the implementation without it"
+#endif
+#if FLT_RADIX != 2 || FLT_MANT_DIG != 24 || DBL_MANT_DIG != 53
+#error "gdn_varlen.h: float and double must be IEEE 754 binary32 and binary64"
+#endif
+#if FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 1
+#error "gdn_varlen.h: x87 arithmetic rounds differently; on 32-bit x86 compile with -msse2 -mfpmath=sse"
+#endif
+
+#ifndef GDN_HEADER_NAME
+#define GDN_HEADER_NAME "gdn_varlen.h"
+#endif
+
+#if defined(__GNUC__)
+#define GDNI_INLINE static inline __attribute__((always_inline))
+#else
+#define GDNI_INLINE static inline
+#endif
+
+/* a*b + c is two roundings unless it is written as gdni_fma. gcc takes that from the pragma below, clang only from
+ * one inside each function. The optimisation level keeps the kernel fast in debug builds. */
+#if defined(__clang__)
+#define GDNI_EXACT _Pragma("clang fp contract(off)")
+#else
+#define GDNI_EXACT
+#endif
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC push_options
+#pragma GCC optimize("O2", "fp-contract=off")
+#elif defined(_MSC_VER)
+#pragma fp_contract(off)
+#endif
+
+/* Fused multiply-add that the compiler turns into one instruction. */
+#if defined(__FP_FAST_FMAF) || defined(__FMA__) || defined(__aarch64__) || defined(__riscv_flen)
+#define GDNI_HAS_FMAF 1
+#else
+#define GDNI_HAS_FMAF 0
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum {
+    GDNI_LANES16 = 16,  /* partial sums of every sum over K outside GDN_STATE_KV */
+    GDNI_SLICE = 32,    /* columns of V in one work item */
+    GDNI_RUN = 8,       /* work items that share the preparation of q and k */
+    GDNI_BLOCK = 64,    /* most tokens prepared at once */
+    GDNI_BLOCK_KIB = 64 /* and most memory for them */
+};
+
+static ptrdiff_t gdni_min(ptrdiff_t x, ptrdiff_t y) { return x < y ? x : y; }
+static ptrdiff_t gdni_round_up(ptrdiff_t x, ptrdiff_t unit) { return (x + unit - 1) / unit * unit; }
+
+/* Sums and products of sizes saturate, so that unchecked sizes never overflow. */
+static ptrdiff_t gdni_size_mul(ptrdiff_t x, ptrdiff_t y) { return y > 0 && x > PTRDIFF_MAX / y ? PTRDIFF_MAX : x * y; }
+static ptrdiff_t gdni_size_add(ptrdiff_t x, ptrdiff_t y) { return x > PTRDIFF_MAX - y ? PTRDIFF_MAX : x + y; }
+
+/* ---- [ELEMENTS] Conversions of one element --------------------------------------------------------- */
+
+static uint32_t gdni_bits_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+static float gdni_float_of(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+static float gdni_from_f16(uint16_t h) {
+    const uint32_t magnitude = (uint32_t)(h & 0x7fffu) << 13, exponent = magnitude & 0x0f800000u;
+    const uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
+    if (exponent == 0) /* subnormal: a multiple of 2^-24 */
+        return gdni_float_of(sign | gdni_bits_of(gdni_float_of(magnitude + 0x38800000u) - gdni_float_of(0x38800000u)));
+    return gdni_float_of(sign | (magnitude + (exponent == 0x0f800000u ? 0x70000000u : 0x38000000u)));
+}
+
+static uint16_t gdni_to_f16(float x) {
+    const uint32_t bits = gdni_bits_of(x), sign = bits >> 16 & 0x8000u, a = bits & 0x7fffffffu;
+    if (a > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | (a >> 13 & 0x1ffu)); /* NaN */
+    if (a >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u);                    /* 65520 and more: infinity */
+    if (a < 0x38800000u) /* subnormal: the addition rounds at 2^-24 */
+        return (uint16_t)(sign | (gdni_bits_of(gdni_float_of(a) + 0.5f) - 0x3f000000u));
+    return (uint16_t)(sign | ((a + 0xfffu + (a >> 13 & 1u) - 0x38000000u) >> 13));
+}
+
+static uint16_t gdni_to_bf16(float x) {
+    const uint32_t bits = gdni_bits_of(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(bits >> 16 | 0x40u); /* NaN stays NaN */
+    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+/* Rounds to odd: rounding the result once more, to a half type, is then as good as rounding x at once. */
+static float gdni_round_to_odd(double x) {
+    const float nearest = (float)x;
+    uint32_t bits = gdni_bits_of(nearest);
+    if (x != x || (double)nearest == x) return nearest;
+    if (fabs((double)nearest) > fabs(x)) bits--;
+    return gdni_float_of(bits | 1u);
+}
+
+static ptrdiff_t gdni_dtype_size(gdn_dtype dtype) { return dtype == GDN_F64 ? 8 : dtype == GDN_F32 ? 4 : 2; }
+
+static float gdni_get_f32(const void *data, gdn_dtype dtype, ptrdiff_t i) {
+    uint16_t half;
+    if (dtype == GDN_F32) {
+        float x;
+        memcpy(&x, (const char *)data + i * 4, 4);
+        return x;
+    }
+    memcpy(&half, (const char *)data + i * 2, 2);
+    return dtype == GDN_BF16 ? gdni_float_of((uint32_t)half << 16) : gdni_from_f16(half);
+}
+
+static double gdni_get_f64(const void *data, gdn_dtype dtype, ptrdiff_t i) {
+    double x;
+    if (dtype != GDN_F64) return (double)gdni_get_f32(data, dtype, i);
+    memcpy(&x, (const char *)data + i * 8, 8);
+    return x;
+}
+
+static void gdni_put_f64(void *data, gdn_dtype dtype, ptrdiff_t i, double x) {
+    const float single = dtype == GDN_F32 ? (float)x : gdni_round_to_odd(x);
+    const uint16_t half = dtype == GDN_BF16 ? gdni_to_bf16(single) : gdni_to_f16(single);
+    char *at = (char *)data + i * gdni_dtype_size(dtype);
+    if (dtype == GDN_F64) memcpy(at, &x, 8);
+    else if (dtype == GDN_F32) memcpy(at, &single, 4);
+    else memcpy(at, &half, 2);
+}
+
+static int64_t gdni_get_index(const gdn_indices *x, ptrdiff_t row, ptrdiff_t column) {
+    const char *data = (const char *)x->data;
+    const ptrdiff_t i = row * x->row_stride + column;
+    if (x->dtype == GDN_I32) {
+        int32_t value;
+        memcpy(&value, data + i * 4, 4);
+        return value;
+    } else {
+        int64_t value;
+        memcpy(&value, data + i * 8, 8);
+        return value;
+    }
+}
+
+/* ---- [RESOLVING] Parameters with every default filled in -------------------------------------------- */
+
+static bool gdni_varlen(const gdn_params *p) { return p->cu_seqlens.data != NULL; }
+static ptrdiff_t gdni_group(const gdn_params *p) { return p->num_value_heads / p->num_key_heads; }
+static ptrdiff_t gdni_slices(const gdn_params *p) { return (p->head_v_dim - 1) / GDNI_SLICE + 1; }
+static ptrdiff_t gdni_state_size(const gdn_params *p) { return gdni_size_mul(p->head_k_dim, p->head_v_dim); }
+
+static void gdni_resolve_strides(const gdn_params *p, ptrdiff_t heads, ptrdiff_t width, ptrdiff_t *batch,
+                                 ptrdiff_t *token, ptrdiff_t *head) {
+    if (*head == 0) *head = width;
+    if (*token == 0) *token = gdni_size_mul(heads, *head);
+    if (*batch == 0) *batch = gdni_size_mul(p->seq_len, *token);
+}
+
+static void gdni_resolve_tensor(const gdn_params *p, gdn_tensor *x, ptrdiff_t heads, ptrdiff_t width) {
+    gdni_resolve_strides(p, heads, width, &x->batch_stride, &x->token_stride, &x->head_stride);
+}
+
+static void gdni_resolve_indices(gdn_indices *x, bool two_dimensional) {
+    if (!two_dimensional) x->num_columns = 1;
+    if (x->row_stride == 0) x->row_stride = x->num_columns;
+}
+
+/* Sizes must have been checked. */
+static gdn_params gdni_resolve(const gdn_params *params) {
+    gdn_params r = *params;
+    const ptrdiff_t h = r.num_key_heads, hv = r.num_value_heads, k = r.head_k_dim, v = r.head_v_dim;
+    gdn_state_pool *pool = &r.initial_state_source;
+    gdn_state_cache *cache = &r.intermediate_states_buffer;
+    if (!gdni_varlen(&r)) r.num_seqs = r.batch_size;
+    gdni_resolve_tensor(&r, &r.q, h, k);
+    gdni_resolve_tensor(&r, &r.k, h, k);
+    gdni_resolve_tensor(&r, &r.v, hv, v);
+    gdni_resolve_tensor(&r, &r.a, hv, r.is_kda ? k : 1);
+    gdni_resolve_tensor(&r, &r.b, hv, r.beta_per_column ? v : 1);
+    gdni_resolve_strides(&r, hv, v, &r.o.batch_stride, &r.o.token_stride, &r.o.head_stride);
+    if (r.A_log.head_stride == 0) r.A_log.head_stride = 1;
+    if (r.dt_bias.head_stride == 0) r.dt_bias.head_stride = r.is_kda ? k : 1;
+    if (pool->head_stride == 0) pool->head_stride = gdni_state_size(&r);
+    if (pool->slot_stride == 0) pool->slot_stride = gdni_size_mul(hv, pool->head_stride);
+    if (cache->head_stride == 0) cache->head_stride = gdni_state_size(&r);
+    if (cache->step_stride == 0) cache->step_stride = gdni_size_mul(hv, cache->head_stride);
+    if (cache->row_stride == 0) cache->row_stride = gdni_size_mul(cache->num_steps, cache->step_stride);
+    gdni_resolve_indices(&r.cu_seqlens, false);
+    gdni_resolve_indices(&r.initial_state_indices, false);
+    gdni_resolve_indices(&r.output_state_indices, false);
+    gdni_resolve_indices(&r.intermediate_state_indices, false);
+    gdni_resolve_indices(&r.num_accepted_tokens, false);
+    gdni_resolve_indices(&r.retrieve_parent_token, true);
+    gdni_resolve_indices(&r.ssm_state_indices, true);
+    if (r.scale == 0) r.scale = 1.0 / sqrt((double)k);
+    if (r.l2norm_eps == 0) r.l2norm_eps = 1e-6;
+    if (r.softplus_beta == 0) r.softplus_beta = 1.0;
+    if (r.softplus_threshold == 0) r.softplus_threshold = 20.0;
+    return r;
+}
+
+/* One sequence: where its tokens are, which slots it uses. */
+typedef struct gdni_sequence {
+    ptrdiff_t batch, begin, length;
+    int64_t read, write, row; /* pool slots and cache row; -1: none. Per-step slots have no `write` */
+    bool padding;             /* its index is negative or the null slot */
+} gdni_sequence;
+
+static int64_t gdni_slot(const gdn_params *r, int64_t slot) {
+    return slot < 0 || (r->has_null_slot && slot == r->null_slot) ? -1 : slot;
+}
+
+static bool gdni_writes_pool(const gdn_params *r) {
+    return r->initial_state_source.data != NULL && !r->disable_state_update;
+}
+
+static gdni_sequence gdni_get_sequence(const gdn_params *r, ptrdiff_t n) {
+    gdni_sequence s = {n, 0, r->seq_len, -1, -1, -1, false};
+    if (gdni_varlen(r)) {
+        s.batch = 0;
+        s.begin = (ptrdiff_t)gdni_get_index(&r->cu_seqlens, n, 0);
+        s.length = (ptrdiff_t)gdni_get_index(&r->cu_seqlens, n + 1, 0) - s.begin;
+    }
+    if (r->initial_state_source.data != NULL) {
+        ptrdiff_t step = 0;
+        if (r->num_accepted_tokens.data != NULL && s.length > 0)
+            step = (ptrdiff_t)gdni_get_index(&r->num_accepted_tokens, n, 0) - 1;
+        if (r->ssm_state_indices.data != NULL) s.read = gdni_get_index(&r->ssm_state_indices, n, step);
+        else if (r->initial_state_indices.data != NULL) s.read = gdni_get_index(&r->initial_state_indices, n, 0);
+        else s.read = n;
+        s.read = gdni_slot(r, s.read);
+        s.padding = s.read < 0;
+        if (gdni_writes_pool(r) && !s.padding && r->ssm_state_indices.data == NULL)
+            s.write = r->output_state_indices.data == NULL
+                          ? s.read
+                          : gdni_slot(r, gdni_get_index(&r->output_state_indices, n, 0));
+    }
+    if (r->intermediate_states_buffer.data != NULL) {
+        s.row = r->intermediate_state_indices.data == NULL ? n : gdni_get_index(&r->intermediate_state_indices, n, 0);
+        if (s.row < 0 || (s.padding && r->padding != GDN_PADDING_COMPUTE)) s.row = -1;
+    }
+    return s;
+}
+
+/* The pool slot that receives the state after step t of a non-empty sequence; -1: none. */
+static int64_t gdni_step_slot(const gdn_params *r, const gdni_sequence *s, ptrdiff_t n, ptrdiff_t t) {
+    if (r->ssm_state_indices.data == NULL) return t == s->length - 1 ? s->write : -1;
+    if (s->padding || !gdni_writes_pool(r)) return -1;
+    return gdni_slot(r, gdni_get_index(&r->ssm_state_indices, n, t));
+}
+
+/* The step whose cached state step t starts from; -1: the step before it. */
+static int64_t gdni_parent(const gdn_params *r, const gdni_sequence *s, ptrdiff_t n, ptrdiff_t t) {
+    if (r->retrieve_parent_token.data == NULL || s->row < 0 || t == 0) return -1;
+    return gdni_get_index(&r->retrieve_parent_token, n, t);
+}
+
+/* ---- [VALIDATION] Everything that is refused --------------------------------------------------------- */
+
+static gdn_status gdni_fail_at(gdn_error *error, gdn_status status, const char *argument, int64_t index,
+                               int64_t other) {
+    if (error != NULL) {
+        error->status = status;
+        error->argument = argument;
+        error->index = index;
+        error->other = other;
+    }
+    return status;
+}
+
+static gdn_status gdni_fail(gdn_error *error, gdn_status status, const char *argument) {
+    return gdni_fail_at(error, status, argument, -1, -1);
+}
+
+/* A member as the checks below see it: memory with up to four axes, all but the innermost strided. */
+typedef struct gdni_array {
+    const char *name;
+    const void *data;
+    ptrdiff_t element; /* bytes; 0: dtype not valid */
+    ptrdiff_t size[3], stride[3], width;
+    bool required, written;
+    ptrdiff_t bytes; /* from the first element to the last */
+} gdni_array;
+
+enum { GDNI_NUM_TENSORS = 10, GDNI_NUM_ARRAYS = 17 };
+
+static ptrdiff_t gdni_element(const gdn_params *r, gdn_dtype dtype) {
+    const bool valid = dtype == GDN_F32 || dtype == GDN_BF16 || dtype == GDN_F16 ||
+                       (dtype == GDN_F64 && r->compute == GDN_COMPUTE_F64);
+    return valid ? gdni_dtype_size(dtype) : 0;
+}
+
+static gdni_array gdni_tensor_array(const gdn_params *r, const char *name, const gdn_tensor *x, ptrdiff_t batch,
+                                    ptrdiff_t tokens, ptrdiff_t heads, ptrdiff_t width, bool required) {
+    gdni_array y = {name, x->data, gdni_element(r, x->dtype), {0, 0, 0}, {0, 0, 0}, width, required, false, 0};
+    y.size[0] = batch, y.size[1] = tokens, y.size[2] = heads;
+    y.stride[0] = x->batch_stride, y.stride[1] = x->token_stride, y.stride[2] = x->head_stride;
+    return y;
+}
+
+static gdni_array gdni_index_array(const char *name, const gdn_indices *x, ptrdiff_t rows) {
+    gdni_array y = {name, x->data, 0, {1, 1, 0}, {0, 0, 0}, x->num_columns, false, false, 0};
+    y.element = x->dtype == GDN_I32 ? 4 : x->dtype == GDN_I64 ? 8 : 0;
+    y.size[2] = rows, y.stride[2] = x->row_stride;
+    return y;
+}
+
+/* Every array of the call: first the tensors, then the indices. */
+static void gdni_list_arrays(const gdn_params *r, gdni_array *x) {
+    const ptrdiff_t b = r->batch_size, t = r->seq_len, h = r->num_key_heads, hv = r->num_value_heads;
+    const ptrdiff_t k = r->head_k_dim, v = r->head_v_dim, n = r->num_seqs;
+    const ptrdiff_t gates = r->is_kda ? k : 1, betas = r->beta_per_column ? v : 1;
+    const bool raw = r->gate_input == GDN_GATE_RAW, any = t > 0;
+    const gdn_state_pool *pool = &r->initial_state_source;
+    const gdn_state_cache *cache = &r->intermediate_states_buffer;
+    const gdn_tensor o = {r->o.data, r->o.dtype, r->o.batch_stride, r->o.token_stride, r->o.head_stride};
+    const gdn_tensor states = {pool->data, pool->dtype, 0, pool->slot_stride, pool->head_stride};
+    const gdn_tensor steps = {cache->data, cache->dtype, cache->row_stride, cache->step_stride, cache->head_stride};
+    x[0] = gdni_tensor_array(r, "A_log", &r->A_log, 1, 1, hv, 1, raw && any);
+    x[1] = gdni_tensor_array(r, "a", &r->a, b, t, hv, gates, any);
+    x[2] = gdni_tensor_array(r, "dt_bias", &r->dt_bias, 1, 1, hv, gates, raw && any);
+    x[3] = gdni_tensor_array(r, "q", &r->q, b, t, h, k, any);
+    x[4] = gdni_tensor_array(r, "k", &r->k, b, t, h, k, any);
+    x[5] = gdni_tensor_array(r, "v", &r->v, b, t, hv, v, any);
+    x[6] = gdni_tensor_array(r, "b", &r->b, b, t, hv, betas, false);
+    x[7] = gdni_tensor_array(r, "o", &o, b, t, hv, v, any);
+    x[8] = gdni_tensor_array(r, "initial_state_source", &states, 1, pool->num_states, hv, gdni_state_size(r), false);
+    x[9] = gdni_tensor_array(r, "intermediate_states_buffer", &steps, cache->num_rows, cache->num_steps, hv,
+                             gdni_state_size(r), false);
+    x[7].written = true;
+    x[8].written = gdni_writes_pool(r);
+    x[9].written = true;
+    x[10] = gdni_index_array("cu_seqlens", &r->cu_seqlens, gdni_size_add(n, 1));
+    x[11] = gdni_index_array("initial_state_indices", &r->initial_state_indices, n);
+    x[12] = gdni_index_array("output_state_indices", &r->output_state_indices, n);
+    x[13] = gdni_index_array("intermediate_state_indices", &r->intermediate_state_indices, n);
+    x[14] = gdni_index_array("retrieve_parent_token", &r->retrieve_parent_token, n);
+    x[15] = gdni_index_array("ssm_state_indices", &r->ssm_state_indices, n);
+    x[16] = gdni_index_array("num_accepted_tokens", &r->num_accepted_tokens, n);
+}
+
+static gdn_status gdni_check_sizes(const gdn_params *p, gdn_error *error) {
+    if (p->batch_size < 1 || (gdni_varlen(p) && p->batch_size != 1)) return gdni_fail(error, GDN_ERROR_SIZE, "batch_size");
+    if (p->seq_len < 0) return gdni_fail(error, GDN_ERROR_SIZE, "seq_len");
+    if (gdni_varlen(p) ? p->num_seqs < 1 : p->num_seqs != 0 && p->num_seqs != p->batch_size)
+        return gdni_fail(error, GDN_ERROR_SIZE, "num_seqs");
+    if (p->num_key_heads < 1) return gdni_fail(error, GDN_ERROR_SIZE, "num_key_heads");
+    if (p->num_value_heads < 1 || p->num_value_heads % p->num_key_heads != 0)
+        return gdni_fail(error, GDN_ERROR_SIZE, "num_value_heads");
+    if (p->head_k_dim < 1) return gdni_fail(error, GDN_ERROR_SIZE, "head_k_dim");
+    if (p->head_v_dim < 1) return gdni_fail(error, GDN_ERROR_SIZE, "head_v_dim");
+    if (p->initial_state_source.data != NULL && p->initial_state_source.num_states < 1)
+        return gdni_fail(error, GDN_ERROR_SIZE, "initial_state_source");
+    if (p->intermediate_states_buffer.data != NULL &&
+        (p->intermediate_states_buffer.num_rows < 1 || p->intermediate_states_buffer.num_steps < 1))
+        return gdni_fail(error, GDN_ERROR_SIZE, "intermediate_states_buffer");
+    if (p->retrieve_parent_token.data != NULL && p->retrieve_parent_token.num_columns < 1)
+        return gdni_fail(error, GDN_ERROR_SIZE, "retrieve_parent_token");
+    if (p->ssm_state_indices.data != NULL && p->ssm_state_indices.num_columns < 1)
+        return gdni_fail(error, GDN_ERROR_SIZE, "ssm_state_indices");
+    return GDN_OK;
+}
+
+static gdn_status gdni_check_options(const gdn_params *r, gdn_error *error) {
+    const bool states = r->initial_state_source.data != NULL || r->intermediate_states_buffer.data != NULL;
+    const struct {
+        const char *name;
+        int value, first, last;
+    } enums[] = {{"state_layout", (int)r->state_layout, states ? (int)GDN_STATE_KV : (int)GDN_STATE_LAYOUT_NOT_SET, GDN_STATE_VK},
+                 {"padding", (int)r->padding, 0, GDN_PADDING_LEAVE},
+                 {"l2norm_form", (int)r->l2norm_form, 0, GDN_L2NORM_NORM_PLUS_EPS},
+                 {"gate_input", (int)r->gate_input, 0, GDN_GATE_DECAY},
+                 {"beta_input", (int)r->beta_input, 0, GDN_BETA_GIVEN},
+                 {"head_map", (int)r->head_map, 0, GDN_HEADS_TILED},
+                 {"compute", (int)r->compute, 0, GDN_COMPUTE_F64},
+                 {"isa", (int)r->isa, 0, GDN_NUM_ISAS - 1}};
+    for (size_t i = 0; i < sizeof enums / sizeof enums[0]; i++)
+        if (enums[i].value < enums[i].first || enums[i].value > enums[i].last)
+            return gdni_fail(error, GDN_ERROR_ENUM, enums[i].name);
+
+    /* Written so that a NaN fails. */
+    if (!(r->scale > 0 && r->scale <= DBL_MAX)) return gdni_fail(error, GDN_ERROR_VALUE, "scale");
+    if (!(r->l2norm_eps > 0 && r->l2norm_eps <= DBL_MAX)) return gdni_fail(error, GDN_ERROR_VALUE, "l2norm_eps");
+    if (!(r->softplus_beta > 0 && r->softplus_beta <= DBL_MAX))
+        return gdni_fail(error, GDN_ERROR_VALUE, "softplus_beta");
+    if (r->softplus_threshold != r->softplus_threshold)
+        return gdni_fail(error, GDN_ERROR_VALUE, "softplus_threshold");
+    if (r->has_lower_bound && !(r->lower_bound <= 0 && r->lower_bound >= -DBL_MAX))
+        return gdni_fail(error, GDN_ERROR_VALUE, "lower_bound");
+
+    if (r->has_lower_bound && r->gate_input != GDN_GATE_RAW)
+        return gdni_fail(error, GDN_ERROR_COMBINATION, "has_lower_bound");
+    if (r->beta_per_column && r->b.data == NULL) return gdni_fail(error, GDN_ERROR_COMBINATION, "beta_per_column");
+    if (r->num_accepted_tokens.data != NULL && r->ssm_state_indices.data == NULL)
+        return gdni_fail(error, GDN_ERROR_COMBINATION, "num_accepted_tokens");
+    if (r->ssm_state_indices.data != NULL &&
+        (r->initial_state_indices.data != NULL || r->output_state_indices.data != NULL))
+        return gdni_fail(error, GDN_ERROR_COMBINATION, "ssm_state_indices");
+    if (r->initial_state_source.data == NULL &&
+        (r->initial_state_indices.data != NULL || r->output_state_indices.data != NULL ||
+         r->ssm_state_indices.data != NULL))
+        return gdni_fail(error, GDN_ERROR_NULL, "initial_state_source");
+    if (r->intermediate_states_buffer.data == NULL &&
+        (r->intermediate_state_indices.data != NULL || r->retrieve_parent_token.data != NULL))
+        return gdni_fail(error, GDN_ERROR_NULL, "intermediate_states_buffer");
+    if (r->compute == GDN_COMPUTE_F32 && !gdn_isa_supported(r->isa)) return gdni_fail(error, GDN_ERROR_ISA, "isa");
+    return GDN_OK;
+}
+
+/* The axes, from the smallest stride to the largest, must each step over all that is below them. */
+static gdn_status gdni_check_array(gdni_array *x, gdn_error *error) {
+    ptrdiff_t extent = x->width;
+    bool done[3] = {false, false, false};
+    if (x->data == NULL) return x->required ? gdni_fail(error, GDN_ERROR_NULL, x->name) : GDN_OK;
+    if (x->element == 0) return gdni_fail(error, GDN_ERROR_ENUM, x->name);
+    for (int round = 0; round < 3; round++) {
+        int axis = -1;
+        for (int i = 0; i < 3; i++)
+            if (!done[i] && (axis < 0 || x->stride[i] <= x->stride[axis])) axis = i;
+        done[axis] = true;
+        if (x->size[axis] == 0) extent = 0;
+        if (x->stride[axis] < 0) return gdni_fail(error, GDN_ERROR_STRIDE, x->name);
+        if (x->size[axis] < 2 || extent == 0) continue;
+        if (x->stride[axis] < extent && extent < PTRDIFF_MAX) return gdni_fail(error, GDN_ERROR_STRIDE, x->name);
+        extent = gdni_size_add(gdni_size_mul(x->stride[axis], x->size[axis] - 1), extent);
+    }
+    x->bytes = gdni_size_mul(extent, x->element);
+    if (x->bytes == PTRDIFF_MAX) return gdni_fail(error, GDN_ERROR_OVERFLOW, x->name);
+    return GDN_OK;
+}
+
+/* Two arrays share no byte: either they lie apart, or they are columns of the same rows. */
+static bool gdni_disjoint(const gdni_array *x, const gdni_array *y) {
+    const uintptr_t xb = (uintptr_t)x->data, yb = (uintptr_t)y->data;
+    const ptrdiff_t pitch = x->stride[1] * x->element;
+    ptrdiff_t xw, yw, offset;
+    if (x->bytes == 0 || y->bytes == 0) return true;
+    if (xb + (uintptr_t)x->bytes <= yb || yb + (uintptr_t)y->bytes <= xb) return true;
+    if (x->size[0] != 1 || y->size[0] != 1 || pitch <= 0 || pitch != y->stride[1] * y->element) return false;
+    xw = (x->stride[2] * (x->size[2] - 1) + x->width) * x->element;
+    yw = (y->stride[2] * (y->size[2] - 1) + y->width) * y->element;
+    offset = xb <= yb ? (ptrdiff_t)((yb - xb) % (uintptr_t)pitch) : -(ptrdiff_t)((xb - yb) % (uintptr_t)pitch);
+    if (offset < 0) offset += pitch;
+    return xw <= offset && yw <= pitch - offset;
+}
+
+static gdn_status gdni_check_arrays(const gdn_params *r, gdn_error *error) {
+    gdni_array x[GDNI_NUM_ARRAYS];
+    gdn_status status = GDN_OK;
+    gdni_list_arrays(r, x);
+    for (int i = 0; i < GDNI_NUM_ARRAYS && status == GDN_OK; i++) status = gdni_check_array(&x[i], error);
+    if (status != GDN_OK) return status;
+    if (r->A_log.data != NULL && (r->A_log.batch_stride != 0 || r->A_log.token_stride != 0))
+        return gdni_fail(error, GDN_ERROR_STRIDE, "A_log");
+    if (r->dt_bias.data != NULL && (r->dt_bias.batch_stride != 0 || r->dt_bias.token_stride != 0))
+        return gdni_fail(error, GDN_ERROR_STRIDE, "dt_bias");
+    for (int i = 0; i < GDNI_NUM_TENSORS; i++)
+        for (int j = 0; j < GDNI_NUM_ARRAYS; j++)
+            if (i != j && x[i].data != NULL && x[j].data != NULL && x[i].written && !gdni_disjoint(&x[i], &x[j]))
+                return gdni_fail(error, GDN_ERROR_OVERLAP, x[i].name);
+    return GDN_OK;
+}
+
+static gdn_status gdni_check_cu_seqlens(const gdn_params *r, gdn_error *error) {
+    int64_t previous = 0;
+    if (!gdni_varlen(r)) return GDN_OK;
+    for (ptrdiff_t i = 0; i <= r->num_seqs; i++) {
+        const int64_t value = gdni_get_index(&r->cu_seqlens, i, 0);
+        if (value < previous || value > r->seq_len || (i == 0 && value != 0))
+            return gdni_fail_at(error, GDN_ERROR_CU_SEQLENS, "cu_seqlens", i, -1);
+        previous = value;
+    }
+    return GDN_OK;
+}
+
+static gdn_status gdni_check_range(const gdn_indices *x, const char *name, ptrdiff_t rows, ptrdiff_t end,
+                                   gdn_error *error) {
+    if (x->data == NULL) return GDN_OK;
+    for (ptrdiff_t i = 0; i < rows; i++)
+        for (ptrdiff_t j = 0; j < x->num_columns; j++)
+            if (gdni_get_index(x, i, j) >= end)
+                return gdni_fail_at(error, GDN_ERROR_INDEX, name, i * x->num_columns + j, -1);
+    return GDN_OK;
+}
+
+/* Steps of each sequence: they fit the arrays, accepted counts and parents point at steps that exist. */
+static gdn_status gdni_check_steps(const gdn_params *r, gdn_error *error) {
+    const gdn_indices *slots = &r->ssm_state_indices, *parents = &r->retrieve_parent_token;
+    for (ptrdiff_t n = 0; n < r->num_seqs; n++) {
+        gdni_sequence s;
+        if (r->num_accepted_tokens.data != NULL) {
+            const int64_t accepted = gdni_get_index(&r->num_accepted_tokens, n, 0);
+            const bool empty = gdni_varlen(r) && gdni_get_index(&r->cu_seqlens, n, 0) == gdni_get_index(&r->cu_seqlens, n + 1, 0);
+            if (!empty && (accepted < 1 || accepted > slots->num_columns))
+                return gdni_fail_at(error, GDN_ERROR_INDEX, "num_accepted_tokens", n, -1);
+        }
+        s = gdni_get_sequence(r, n);
+        if (slots->data != NULL && s.length > slots->num_columns)
+            return gdni_fail_at(error, GDN_ERROR_SIZE, "ssm_state_indices", n, -1);
+        if (s.row < 0) continue;
+        if (s.length > r->intermediate_states_buffer.num_steps)
+            return gdni_fail_at(error, GDN_ERROR_SIZE, "intermediate_states_buffer", n, -1);
+        if (parents->data == NULL) continue;
+        if (s.length > parents->num_columns)
+            return gdni_fail_at(error, GDN_ERROR_SIZE, "retrieve_parent_token", n, -1);
+        for (ptrdiff_t t = 1; t < s.length; t++) {
+            const int64_t parent = gdni_get_index(parents, n, t);
+            if (parent < 0 || parent >= t)
+                return gdni_fail_at(error, GDN_ERROR_INDEX, "retrieve_parent_token", n * parents->num_columns + t, -1);
+        }
+    }
+    return GDN_OK;
+}
+
+/* What sequence n writes after step t: a slot of the pool, or (cache) a row, once. -1: nothing. */
+static int64_t gdni_written(const gdn_params *r, bool cache, const gdni_sequence *s, ptrdiff_t n, ptrdiff_t t) {
+    return cache ? (t == s->length - 1 ? s->row : -1) : gdni_step_slot(r, s, n, t);
+}
+
+/* First t at which sequence n writes `slot`, or -1. */
+static ptrdiff_t gdni_find_write(const gdn_params *r, bool cache, ptrdiff_t n, int64_t slot) {
+    const gdni_sequence s = gdni_get_sequence(r, n);
+    const ptrdiff_t first = cache || r->ssm_state_indices.data == NULL ? s.length - 1 : 0;
+    for (ptrdiff_t t = first < 0 ? 0 : first; t < s.length; t++)
+        if (gdni_written(r, cache, &s, n, t) == slot) return t;
+    return -1;
+}
+
+/* Sequences n and m meet in a slot that m writes at step t. The later one is named, by its own index array. */
+static gdn_status gdni_conflict(const gdn_params *r, bool cache, bool n_reads, ptrdiff_t n, ptrdiff_t n_step,
+                                ptrdiff_t m, ptrdiff_t m_step, gdn_error *error) {
+    const bool steps = !cache && r->ssm_state_indices.data != NULL;
+    const ptrdiff_t columns = r->ssm_state_indices.num_columns;
+    const ptrdiff_t n_place = steps ? n * columns + n_step : n, m_place = steps ? m * columns + m_step : m;
+    const bool later_reads = n_reads && n > m;
+    const char *name = cache   ? "intermediate_state_indices"
+                       : steps ? "ssm_state_indices"
+                       : !later_reads && r->output_state_indices.data != NULL ? "output_state_indices"
+                       : r->initial_state_indices.data != NULL ? "initial_state_indices" : "initial_state_source";
+    return gdni_fail_at(error, GDN_ERROR_CONFLICT, name, n > m ? n_place : m_place, n > m ? m_place : n_place);
+}
+
+/* No two sequences write one slot, and none reads what another writes. A window of slots at a time is kept as
+ * bits; windows that nobody writes are passed over. */
+static gdn_status gdni_check_conflicts(const gdn_params *r, bool cache, gdn_error *error) {
+    enum { WINDOW = 32768 };
+    uint32_t bits[WINDOW / 32];
+    int64_t base = 0, next = 0;
+    while (next < INT64_MAX) {
+        base = next;
+        next = INT64_MAX;
+        memset(bits, 0, sizeof bits);
+        for (ptrdiff_t n = 0; n < r->num_seqs; n++) {
+            const gdni_sequence s = gdni_get_sequence(r, n);
+            const ptrdiff_t first = cache || r->ssm_state_indices.data == NULL ? s.length - 1 : 0;
+            for (ptrdiff_t t = first < 0 ? 0 : first; t < s.length; t++) {
+                const int64_t slot = gdni_written(r, cache, &s, n, t);
+                const size_t bit = (size_t)(slot - base);
+                if (slot < base) continue;
+                if (slot - base >= WINDOW) {
+                    if (slot < next) next = slot;
+                    continue;
+                }
+                if (bits[bit / 32] >> bit % 32 & 1u)
+                    for (ptrdiff_t m = 0; m < n; m++) {
+                        const ptrdiff_t step = gdni_find_write(r, cache, m, slot);
+                        if (step >= 0) return gdni_conflict(r, cache, false, n, t, m, step, error);
+                    }
+                bits[bit / 32] |= (uint32_t)1 << bit % 32;
+            }
+        }
+        for (ptrdiff_t n = 0; n < r->num_seqs && !cache; n++) {
+            const gdni_sequence s = gdni_get_sequence(r, n);
+            const size_t bit = (size_t)(s.read - base);
+            if (s.length == 0 || s.read < base || s.read - base >= WINDOW || !(bits[bit / 32] >> bit % 32 & 1u)) continue;
+            if (gdni_find_write(r, false, n, s.read) >= 0) continue;
+            for (ptrdiff_t m = 0; m < r->num_seqs; m++) {
+                const ptrdiff_t step = gdni_find_write(r, false, m, s.read);
+                const ptrdiff_t start = r->num_accepted_tokens.data == NULL
+                                            ? 0
+                                            : (ptrdiff_t)gdni_get_index(&r->num_accepted_tokens, n, 0) - 1;
+                if (step >= 0) return gdni_conflict(r, false, true, n, start, m, step, error);
+            }
+        }
+    }
+    return GDN_OK;
+}
+
+static gdn_status gdni_check_sequences(const gdn_params *r, gdn_error *error) {
+    const ptrdiff_t n = r->num_seqs, slots = r->initial_state_source.num_states;
+    const ptrdiff_t rows = r->intermediate_states_buffer.num_rows;
+    gdn_status status = gdni_check_cu_seqlens(r, error);
+    if (status == GDN_OK) status = gdni_check_range(&r->initial_state_indices, "initial_state_indices", n, slots, error);
+    if (status == GDN_OK) status = gdni_check_range(&r->output_state_indices, "output_state_indices", n, slots, error);
+    if (status == GDN_OK) status = gdni_check_range(&r->ssm_state_indices, "ssm_state_indices", n, slots, error);
+    if (status == GDN_OK)
+        status = gdni_check_range(&r->intermediate_state_indices, "intermediate_state_indices", n, rows, error);
+    if (status != GDN_OK) return status;
+    if (r->initial_state_source.data != NULL && r->initial_state_indices.data == NULL &&
+        r->ssm_state_indices.data == NULL && slots < n)
+        return gdni_fail_at(error, GDN_ERROR_INDEX, "initial_state_source", slots, -1);
+    if (r->intermediate_states_buffer.data != NULL && r->intermediate_state_indices.data == NULL && rows < n)
+        return gdni_fail_at(error, GDN_ERROR_INDEX, "intermediate_states_buffer", rows, -1);
+    status = gdni_check_steps(r, error);
+    if (status == GDN_OK && gdni_writes_pool(r)) status = gdni_check_conflicts(r, false, error);
+    if (status == GDN_OK && r->intermediate_state_indices.data != NULL) status = gdni_check_conflicts(r, true, error);
+    return status;
+}
+
+/* ---- [ITEMS] Where a work item lies, and the memory it touches ---------------------------------------- */
+
+/* Items are ordered by sequence, key head, value head of that key head, slice of V. */
+typedef struct gdni_item {
+    ptrdiff_t n, key_head, value_head, slice;
+} gdni_item;
+
+static gdni_item gdni_get_item(const gdn_params *r, ptrdiff_t i) {
+    const ptrdiff_t slices = gdni_slices(r), group = gdni_group(r);
+    const ptrdiff_t position = i / slices % r->num_value_heads, member = position % group;
+    gdni_item x = {i / slices / r->num_value_heads, position / group, position, i % slices};
+    if (r->head_map == GDN_HEADS_TILED) x.value_head = member * r->num_key_heads + x.key_head;
+    return x;
+}
+
+static ptrdiff_t gdni_offset(const gdn_tensor *x, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t head) {
+    return s->batch * x->batch_stride + (s->begin + t) * x->token_stride + head * x->head_stride;
+}
+
+static ptrdiff_t gdni_output_offset(const gdn_params *r, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t head) {
+    return s->batch * r->o.batch_stride + (s->begin + t) * r->o.token_stride + head * r->o.head_stride;
+}
+
+static const void *gdni_row(const gdn_tensor *x, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t head) {
+    return (const char *)x->data + gdni_offset(x, s, t, head) * gdni_dtype_size(x->dtype);
+}
+
+/* One state matrix, in a pool or in the step cache; data NULL: zeros to read, nowhere to write. */
+typedef struct gdni_matrix {
+    char *data;
+    gdn_dtype dtype;
+} gdni_matrix;
+
+static gdni_matrix gdni_pool_matrix(const gdn_params *r, int64_t slot, ptrdiff_t head) {
+    const gdn_state_pool *x = &r->initial_state_source;
+    gdni_matrix m = {NULL, x->dtype};
+    if (slot >= 0)
+        m.data = (char *)x->data + ((ptrdiff_t)slot * x->slot_stride + head * x->head_stride) * gdni_dtype_size(x->dtype);
+    return m;
+}
+
+static gdni_matrix gdni_cache_matrix(const gdn_params *r, int64_t row, int64_t step, ptrdiff_t head) {
+    const gdn_state_cache *x = &r->intermediate_states_buffer;
+    gdni_matrix m = {NULL, x->dtype};
+    if (row >= 0 && step >= 0)
+        m.data = (char *)x->data + ((ptrdiff_t)row * x->row_stride + (ptrdiff_t)step * x->step_stride +
+                                    head * x->head_stride) * gdni_dtype_size(x->dtype);
+    return m;
+}
+
+/* ---- [REFERENCE] The oracle: the formulas in double, one column slice of one head at a time ------------- */
+
+static double gdni_reference_sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
+static double gdni_reference_softplus(double x) { return x > 0 ? x + log1p(exp(-x)) : log1p(exp(x)); }
+
+static double gdni_reference_decay(const gdn_params *r, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t hv, ptrdiff_t i) {
+    const double a = gdni_get_f64(gdni_row(&r->a, s, t, hv), r->a.dtype, i);
+    double x, A, g;
+    if (r->gate_input == GDN_GATE_DECAY) return a;
+    if (r->gate_input == GDN_GATE_LOG) return exp(a);
+    x = a + gdni_get_f64(r->dt_bias.data, r->dt_bias.dtype, hv * r->dt_bias.head_stride + i);
+    A = exp(gdni_get_f64(r->A_log.data, r->A_log.dtype, hv * r->A_log.head_stride));
+    if (r->has_lower_bound) g = r->lower_bound * gdni_reference_sigmoid(A * x);
+    else if (r->softplus_beta * x <= r->softplus_threshold)
+        g = -A * gdni_reference_softplus(r->softplus_beta * x) / r->softplus_beta;
+    else g = -A * x;
+    return exp(g);
+}
+
+static double gdni_reference_beta(const gdn_params *r, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t hv, ptrdiff_t c) {
+    double beta = 1.0;
+    if (r->b.data != NULL) {
+        beta = gdni_get_f64(gdni_row(&r->b, s, t, hv), r->b.dtype, r->beta_per_column ? c : 0);
+        if (r->beta_input == GDN_BETA_RAW) beta = gdni_reference_sigmoid(beta);
+    }
+    return r->allow_neg_eigval ? 2.0 * beta : beta;
+}
+
+static void gdni_reference_row(const gdn_params *r, const gdn_tensor *x, const gdni_sequence *s, ptrdiff_t t,
+                               ptrdiff_t h, double scale, double *y) {
+    double sum = 0, norm = 1;
+    for (ptrdiff_t i = 0; i < r->head_k_dim; i++) {
+        y[i] = gdni_get_f64(gdni_row(x, s, t, h), x->dtype, i);
+        sum += y[i] * y[i];
+    }
+    if (r->use_qk_l2norm_in_kernel) switch (r->l2norm_form) {
+        case GDN_L2NORM_SUM_PLUS_EPS: norm = sqrt(sum + r->l2norm_eps); break;
+        case GDN_L2NORM_MEAN_PLUS_EPS: norm = sqrt(sum + (double)r->head_k_dim * r->l2norm_eps); break;
+        case GDN_L2NORM_MAX_NORM_EPS: norm = sqrt(sum) > r->l2norm_eps ? sqrt(sum) : r->l2norm_eps; break;
+        case GDN_L2NORM_NORM_PLUS_EPS: norm = sqrt(sum) + r->l2norm_eps; break;
+        }
+    for (ptrdiff_t i = 0; i < r->head_k_dim; i++) y[i] = y[i] / norm * scale;
+}
+
+/* S [K][GDNI_SLICE] holds columns c0 to c1; `store` writes them to m, else reads. */
+static void gdni_reference_state(const gdn_params *r, gdni_matrix m, ptrdiff_t c0, ptrdiff_t c1, bool store, double *S) {
+    const ptrdiff_t K = r->head_k_dim, V = r->head_v_dim;
+    for (ptrdiff_t i = 0; i < K; i++)
+        for (ptrdiff_t c = c0; c < c1; c++) {
+            const ptrdiff_t at = r->state_layout == GDN_STATE_KV ? i * V + c : c * K + i;
+            double *x = &S[i * GDNI_SLICE + c - c0];
+            if (!store) *x = m.data == NULL ? 0.0 : gdni_get_f64(m.data, m.dtype, at);
+            else if (m.data != NULL) gdni_put_f64(m.data, m.dtype, at, *x);
+        }
+}
+
+static void gdni_reference_item(const gdn_params *r, const gdni_item *x, const gdni_sequence *s, double *scratch) {
+    const ptrdiff_t K = r->head_k_dim, h = x->key_head, hv = x->value_head;
+    const ptrdiff_t c0 = x->slice * GDNI_SLICE, c1 = gdni_min(c0 + GDNI_SLICE, r->head_v_dim);
+    double *q = scratch, *k = q + K, *decay = k + K, *S = decay + K;
+
+    gdni_reference_state(r, gdni_pool_matrix(r, s->read, hv), c0, c1, false, S);
+    for (ptrdiff_t t = 0; t < s->length; t++) {
+        const int64_t parent = gdni_parent(r, s, x->n, t);
+        if (parent >= 0) gdni_reference_state(r, gdni_cache_matrix(r, s->row, parent, hv), c0, c1, false, S);
+        gdni_reference_row(r, &r->q, s, t, h, r->scale, q);
+        gdni_reference_row(r, &r->k, s, t, h, 1.0, k);
+        for (ptrdiff_t i = 0; i < K; i++)
+            decay[i] = i == 0 || r->is_kda ? gdni_reference_decay(r, s, t, hv, i) : decay[0];
+
+        for (ptrdiff_t c = c0; c < c1; c++) {
+            const double v = gdni_get_f64(gdni_row(&r->v, s, t, hv), r->v.dtype, c);
+            double *column = S + (c - c0), kS = 0, d, o = 0;
+            for (ptrdiff_t i = 0; i < K; i++) column[i * GDNI_SLICE] *= decay[i];
+            for (ptrdiff_t i = 0; i < K; i++) kS += k[i] * column[i * GDNI_SLICE];
+            d = gdni_reference_beta(r, s, t, hv, c) * (v - kS);
+            for (ptrdiff_t i = 0; i < K; i++) column[i * GDNI_SLICE] += k[i] * d;
+            for (ptrdiff_t i = 0; i < K; i++) o += q[i] * column[i * GDNI_SLICE];
+            gdni_put_f64(r->o.data, r->o.dtype, gdni_output_offset(r, s, t, hv) + c, o);
+        }
+        gdni_reference_state(r, gdni_cache_matrix(r, s->row, t, hv), c0, c1, true, S);
+        gdni_reference_state(r, gdni_pool_matrix(r, gdni_step_slot(r, s, x->n, t), hv), c0, c1, true, S);
+    }
+}
+
+/* ---- [PADDING] Sequences that are not computed ------------------------------------------------------- */
+
+/* True if items first to last of sequence s are done without computing: empty, or padding that is not computed. */
+static bool gdni_skip(const gdn_params *r, const gdni_sequence *s, ptrdiff_t first, ptrdiff_t last) {
+    const ptrdiff_t element = gdni_dtype_size(r->o.dtype);
+    if (s->length == 0) return true;
+    if (!s->padding || r->padding == GDN_PADDING_COMPUTE) return false;
+    for (ptrdiff_t i = first; i < last && r->padding == GDN_PADDING_ZERO; i++) {
+        const gdni_item x = gdni_get_item(r, i);
+        const ptrdiff_t c0 = x.slice * GDNI_SLICE, c1 = gdni_min(c0 + GDNI_SLICE, r->head_v_dim);
+        for (ptrdiff_t t = 0; t < s->length; t++)
+            memset((char *)r->o.data + (gdni_output_offset(r, s, t, x.value_head) + c0) * element, 0,
+                   (size_t)((c1 - c0) * element));
+    }
+    return true;
+}
+
+/* ---- [SCRATCH] The float32 computation's memory -------------------------------------------------------- */
+
+/* Rows of K floats are padded to kp = a multiple of sixteen with zeros. A tile holds the state columns of one
+ * segment: consecutive items of one value head. */
+typedef struct gdni_workspace {
+    ptrdiff_t kp, block, columns; /* floats in a K row, tokens in a block, columns in a run */
+    float *q, *k;                 /* [block][kp], normalised; q scaled */
+    float *decay, *kd, *qd;       /* KDA: [block][kp], the decay and decay*k, decay*q; else decay is one row */
+    float *zero;                  /* [kp] */
+    float *qk, *gate, *beta;      /* [block + 16] */
+    float *bias;                  /* KDA: [kp] */
+    float *A, *B, *v, *d, *beta_row, *o; /* [columns] */
+    float *tiles;                        /* [columns * kp] */
+} gdni_workspace;
+
+/* Columns c0 to c1 of one value head, and their state. */
+typedef struct gdni_segment {
+    ptrdiff_t value_head, c0, c1;
+    float *tile;
+} gdni_segment;
+
+/* 1 / norm, from the sum of squares. */
+static double gdni_norm_factor(const gdn_params *r, float sum) {
+    const double norm = sqrt((double)sum), eps = r->l2norm_eps;
+    switch (r->l2norm_form) {
+    case GDN_L2NORM_MEAN_PLUS_EPS: return 1.0 / sqrt((double)sum + (double)r->head_k_dim * eps);
+    case GDN_L2NORM_MAX_NORM_EPS: return 1.0 / (norm < eps ? eps : norm);
+    case GDN_L2NORM_NORM_PLUS_EPS: return 1.0 / (norm + eps);
+    case GDN_L2NORM_SUM_PLUS_EPS: break;
+    }
+    return 1.0 / sqrt((double)sum + eps);
+}
+
+static void gdni_take(float *base, ptrdiff_t *used, ptrdiff_t count, float **at) {
+    if (base != NULL) *at = base + *used;
+    *used = gdni_size_add(*used, gdni_size_add(count, 15) / 16 * 16);
+}
+
+/* Lays the workspace out from `base` (NULL: only counts) and returns the floats it takes. */
+static ptrdiff_t gdni_layout(const gdn_params *r, float *base, gdni_workspace *w) {
+    const ptrdiff_t kp = gdni_size_add(r->head_k_dim, 15) / 16 * 16;
+    const ptrdiff_t slices = gdni_size_mul(gdni_group(r), gdni_slices(r));
+    const ptrdiff_t columns = GDNI_SLICE * gdni_min(GDNI_RUN, slices);
+    const ptrdiff_t fit = GDNI_BLOCK_KIB * 1024 / 4 / (r->is_kda ? 5 : 2) / kp;
+    const ptrdiff_t block = fit < 1 ? 1 : gdni_min(fit, GDNI_BLOCK), rows = gdni_size_mul(block, kp);
+    ptrdiff_t used = 0;
+    memset(w, 0, sizeof *w);
+    w->kp = kp, w->block = block, w->columns = columns;
+    gdni_take(base, &used, rows, &w->q);
+    gdni_take(base, &used, rows, &w->k);
+    gdni_take(base, &used, r->is_kda ? rows : kp, &w->decay);
+    gdni_take(base, &used, r->is_kda ? rows : 0, &w->kd);
+    gdni_take(base, &used, r->is_kda ? rows : 0, &w->qd);
+    gdni_take(base, &used, kp, &w->zero);
+    gdni_take(base, &used, block + 16, &w->qk);
+    gdni_take(base, &used, block + 16, &w->gate);
+    gdni_take(base, &used, block + 16, &w->beta);
+    gdni_take(base, &used, r->is_kda ? kp : 0, &w->bias);
+    gdni_take(base, &used, columns, &w->A);
+    gdni_take(base, &used, columns, &w->B);
+    gdni_take(base, &used, columns, &w->v);
+    gdni_take(base, &used, columns, &w->d);
+    gdni_take(base, &used, columns, &w->beta_row);
+    gdni_take(base, &used, columns, &w->o);
+    gdni_take(base, &used, gdni_size_mul(columns, kp), &w->tiles);
+    return used;
+}
+
+enum { GDNI_ALIGNMENT = 64 };
+
+static void *gdni_align(void *p) {
+    const uintptr_t over = (uintptr_t)p % GDNI_ALIGNMENT;
+    return (char *)p + (over == 0 ? 0 : GDNI_ALIGNMENT - over);
+}
+
+/* Bytes; PTRDIFF_MAX if they do not fit. */
+static ptrdiff_t gdni_scratch_bytes(const gdn_params *r) {
+    gdni_workspace w;
+    ptrdiff_t count;
+    if (r->compute == GDN_COMPUTE_F64) count = gdni_size_mul(2 * (3 + GDNI_SLICE), r->head_k_dim);
+    else count = gdni_layout(r, NULL, &w);
+    return gdni_size_add(gdni_size_mul(count, 4), GDNI_ALIGNMENT);
+}
+
+/* ---- [TARGETS] Instances of the kernel ------------------------------------------------------------------ */
+
+#if defined(__clang__)
+#define GDNI_UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define GDNI_UNROLL _Pragma("GCC unroll 16")
+#else
+#define GDNI_UNROLL
+#endif
+
+/* Without the instruction, a fused multiply-add comes from double: the product is exact there, and a sum that is
+ * rounded to odd rounds to float as the exact sum would. */
+#if !GDNI_SSE2
+static float gdni_fmaf(float x, float y, float z) {
+#if GDNI_HAS_FMAF
+    return fmaf(x, y, z);
+#else
+    GDNI_EXACT
+    const double p = (double)x * (double)y, a = (double)z, s = p + a, t = s - p;
+    const double error = (p - (s - t)) + (a - t);
+    uint64_t bits;
+    double odd;
+    memcpy(&bits, &s, sizeof bits);
+    if ((error < 0 || error > 0) && (bits & 1u) == 0) bits = (error > 0) == (s > 0) ? bits + 1 : bits - 1;
+    memcpy(&odd, &bits, sizeof odd);
+    return (float)odd;
+#endif
+}
+#elif !defined(__FMA__)
+static __m128d gdni_sum_to_odd(__m128d p, __m128d a) {
+    GDNI_EXACT
+    const __m128d s = p + a, t = s - p, error = (p - (s - t)) + (a - t), zero = _mm_setzero_pd();
+    const __m128d less = _mm_cmplt_pd(error, zero), more = _mm_cmpgt_pd(error, zero);
+    const __m128i bits = _mm_castpd_si128(s), even = _mm_andnot_si128(bits, _mm_set_epi32(0, 1, 0, 1));
+    const __m128i step = _mm_and_si128(even, _mm_castpd_si128(_mm_or_pd(less, more)));
+    const __m128i away = _mm_castpd_si128(_mm_xor_pd(less, _mm_cmpgt_pd(s, zero)));
+    const __m128i up = _mm_and_si128(away, step), down = _mm_andnot_si128(away, step);
+    return _mm_castsi128_pd(_mm_sub_epi64(_mm_add_epi64(bits, up), down));
+}
+
+static __attribute__((noinline)) __m128 gdni_fma_to_odd(__m128d p0, __m128d a0, __m128d p1, __m128d a1) {
+    return _mm_movelh_ps(_mm_cvtpd_ps(gdni_sum_to_odd(p0, a0)), _mm_cvtpd_ps(gdni_sum_to_odd(p1, a1)));
+}
+
+/* Rounding twice differs from rounding once only where the double lies half-way between two floats or the float is
+ * subnormal; only then is the sum taken again. */
+GDNI_INLINE __m128 gdni_fma_sse2(__m128 x, __m128 y, __m128 z) {
+    GDNI_EXACT
+    const __m128d p0 = _mm_cvtps_pd(x) * _mm_cvtps_pd(y), a0 = _mm_cvtps_pd(z);
+    const __m128d p1 = _mm_cvtps_pd(_mm_movehl_ps(x, x)) * _mm_cvtps_pd(_mm_movehl_ps(y, y));
+    const __m128d a1 = _mm_cvtps_pd(_mm_movehl_ps(z, z)), s0 = p0 + a0, s1 = p1 + a1;
+    const __m128 f = _mm_movelh_ps(_mm_cvtpd_ps(s0), _mm_cvtpd_ps(s1));
+    const __m128i low = _mm_castps_si128(_mm_shuffle_ps(_mm_castpd_ps(s0), _mm_castpd_ps(s1), 0x88));
+    const __m128i middle = _mm_cmpeq_epi32(_mm_slli_epi32(low, 3), _mm_set1_epi32(INT32_MIN));
+    const __m128i magnitude = _mm_and_si128(_mm_castps_si128(f), _mm_set1_epi32(INT32_MAX));
+    const __m128i tiny = _mm_and_si128(_mm_cmpgt_epi32(magnitude, _mm_setzero_si128()),
+                                       _mm_cmpgt_epi32(_mm_set1_epi32(0x00800001), magnitude));
+    if (__builtin_expect(_mm_movemask_epi8(_mm_or_si128(middle, tiny)) != 0, 0)) return gdni_fma_to_odd(p0, a0, p1, a1);
+    return f;
+}
+#endif
+
+#define GDNI_KERNEL
+#define GDNI_TARGET plain
+#if GDNI_SSE2
+#define GDNI_LANES 4
+#define GDNI_SET1(x) _mm_set1_ps(x)
+#define GDNI_DSET1(x) _mm_set1_pd(x)
+#ifdef __FMA__
+#define GDNI_FMA(x, y, z) _mm_fmadd_ps(x, y, z)
+#else
+#define GDNI_FMA(x, y, z) gdni_fma_sse2(x, y, z)
+#endif
+#else
+#define GDNI_LANES 1
+#define GDNI_SET1(x) (x)
+#define GDNI_DSET1(x) (x)
+#define GDNI_FMA(x, y, z) gdni_fmaf(x, y, z)
+#endif
+#define GDNI_VK_ROWS 1
+#include GDN_HEADER_NAME
+
+#if GDNI_X86
+#define GDNI_TARGET avx2
+#define GDNI_LANES 8
+#define GDNI_SET1(x) _mm256_set1_ps(x)
+#define GDNI_DSET1(x) _mm256_set1_pd(x)
+#define GDNI_FMA(x, y, z) _mm256_fmadd_ps(x, y, z)
+#define GDNI_VK_ROWS 2
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+#include GDN_HEADER_NAME
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#define GDNI_TARGET avx512
+#define GDNI_LANES 16
+#define GDNI_SET1(x) _mm512_set1_ps(x)
+#define GDNI_DSET1(x) _mm512_set1_pd(x)
+#define GDNI_FMA(x, y, z) _mm512_fmadd_ps(x, y, z)
+#define GDNI_VK_ROWS 4
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#endif
+#include GDN_HEADER_NAME
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
+#if GDNI_NEON
+#define GDNI_TARGET neon
+#define GDNI_LANES 4
+#define GDNI_SET1(x) vdupq_n_f32(x)
+#define GDNI_DSET1(x) vdupq_n_f64(x)
+#define GDNI_FMA(x, y, z) vfmaq_f32(z, x, y)
+#define GDNI_VK_ROWS 2
+#include GDN_HEADER_NAME
+#endif
+#undef GDNI_KERNEL
+
+/* ---- [SELECTION] Which instance runs ----------------------------------------------------------------------- */
+
+typedef void gdni_run_function(const gdn_params *r, ptrdiff_t first, ptrdiff_t last, float *scratch);
+
+#if GDNI_X86
+static bool gdni_has_f16c(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & (unsigned)bit_F16C) != 0;
+}
+#endif
+
+/* The instance of an instruction set, or NULL where this build or this CPU lacks it. */
+static gdni_run_function *gdni_instance(gdn_isa isa) {
+#if GDNI_X86
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && gdni_has_f16c();
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (isa == GDN_ISA_AVX512 && avx512) return gdni_run_items_avx512;
+    if (isa == GDN_ISA_AVX2 && avx2) return gdni_run_items_avx2;
+#endif
+#if GDNI_NEON
+    if (isa == GDN_ISA_NEON) return gdni_run_items_neon;
+#endif
+    return isa == GDN_ISA_PLAIN ? gdni_run_items_plain : NULL;
+}
+
+gdn_isa gdn_isa_selected(void) {
+    static const gdn_isa fastest_first[] = {GDN_ISA_AVX512, GDN_ISA_AVX2, GDN_ISA_NEON};
+    for (size_t i = 0; i < sizeof fastest_first / sizeof fastest_first[0]; i++)
+        if (gdni_instance(fastest_first[i]) != NULL) return fastest_first[i];
+    return GDN_ISA_PLAIN;
+}
+
+bool gdn_isa_supported(gdn_isa isa) { return isa == GDN_ISA_AUTO || gdni_instance(isa) != NULL; }
+
+const char *gdn_isa_name(gdn_isa isa) {
+    static const char *const names[] = {"auto", "plain", "avx2", "avx512", "neon"};
+    return (int)isa >= 0 && (int)isa < GDN_NUM_ISAS ? names[isa] : "?";
+}
+
+/* ---- [PUBLIC] ------------------------------------------------------------------------------------------------ */
+
+gdn_status gdn_validate(const gdn_params *params, gdn_error *error) {
+    gdn_params r;
+    gdn_status status;
+    if (error != NULL) {
+        error->status = GDN_OK;
+        error->argument = "";
+        error->index = error->other = -1;
+    }
+    if (params == NULL) return gdni_fail(error, GDN_ERROR_NULL, "params");
+    status = gdni_check_sizes(params, error);
+    if (status != GDN_OK) return status;
+    r = gdni_resolve(params);
+    status = gdni_check_options(&r, error);
+    if (status == GDN_OK) status = gdni_check_arrays(&r, error);
+    if (status == GDN_OK) status = gdni_check_sequences(&r, error);
+    if (status != GDN_OK) return status;
+    if (gdni_size_mul(gdni_size_mul(r.num_seqs, r.num_value_heads), gdni_slices(&r)) == PTRDIFF_MAX)
+        return gdni_fail(error, GDN_ERROR_OVERFLOW, "num_seqs");
+    if (gdni_scratch_bytes(&r) == PTRDIFF_MAX) return gdni_fail(error, GDN_ERROR_OVERFLOW, "head_k_dim");
+    if (r.scratch != NULL && r.scratch_size < (size_t)gdni_scratch_bytes(&r))
+        return gdni_fail(error, GDN_ERROR_SCRATCH, "scratch");
+    return GDN_OK;
+}
+
+ptrdiff_t gdn_num_work_items(const gdn_params *params) {
+    const ptrdiff_t sequences = gdni_varlen(params) ? params->num_seqs : params->batch_size;
+    return sequences * params->num_value_heads * gdni_slices(params);
+}
+
+size_t gdn_scratch_size(const gdn_params *params) { return (size_t)gdni_scratch_bytes(params); }
+
+gdn_status gdn_run_work_items(const gdn_params *params, ptrdiff_t first, ptrdiff_t last, void *scratch,
+                              size_t scratch_size) {
+    const gdn_params r = gdni_resolve(params);
+    if (first < 0 || first > last || last > gdn_num_work_items(params)) return GDN_ERROR_RANGE;
+    if (scratch == NULL || scratch_size < (size_t)gdni_scratch_bytes(&r)) return GDN_ERROR_SCRATCH;
+    if (r.compute == GDN_COMPUTE_F32) {
+        gdni_run_function *run = gdni_instance(r.isa == GDN_ISA_AUTO ? gdn_isa_selected() : r.isa);
+        if (run == NULL) return GDN_ERROR_ISA;
+        run(&r, first, last, (float *)gdni_align(scratch));
+        return GDN_OK;
+    }
+    for (; first < last; first++) {
+        const gdni_item item = gdni_get_item(&r, first);
+        const gdni_sequence s = gdni_get_sequence(&r, item.n);
+        if (!gdni_skip(&r, &s, first, first + 1)) gdni_reference_item(&r, &item, &s, (double *)gdni_align(scratch));
+    }
+    return GDN_OK;
+}
+
+gdn_status gdn_fused_sigmoid_gating_delta_rule_update(const gdn_params *params, gdn_error *error) {
+    gdn_status status = gdn_validate(params, error);
+    void *scratch;
+    size_t size;
+    if (status != GDN_OK) return status;
+    scratch = params->scratch;
+    size = gdn_scratch_size(params);
+#ifndef GDN_NO_MALLOC
+    if (scratch == NULL) scratch = malloc(size);
+#endif
+    if (scratch == NULL) return gdni_fail(error, GDN_ERROR_SCRATCH, "scratch");
+    status = gdn_run_work_items(params, 0, gdn_num_work_items(params), scratch, size);
+#ifndef GDN_NO_MALLOC
+    if (params->scratch == NULL) free(scratch);
+#endif
+    return status;
+}
+
+const char *gdn_status_name(gdn_status status) {
+    static const char *const names[] = {
+#define GDNI_STATUS_NAME(code, text) #code,
+        GDN_STATUSES(GDNI_STATUS_NAME)
+#undef GDNI_STATUS_NAME
+    };
+    return (int)status >= 0 && (int)status < GDN_NUM_STATUSES ? names[status] : "?";
+}
+
+const char *gdn_status_text(gdn_status status) {
+    static const char *const texts[] = {
+#define GDNI_STATUS_TEXT(code, text) text,
+        GDN_STATUSES(GDNI_STATUS_TEXT)
+#undef GDNI_STATUS_TEXT
+    };
+    return (int)status >= 0 && (int)status < GDN_NUM_STATUSES ? texts[status] : "?";
+}
+
+int gdn_version(void) { return GDN_VERSION; }
+
+#ifdef __cplusplus
+}
+#endif
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC pop_options
+#endif
+#endif /* GDN_IMPLEMENTATION */
+
+/* ---- [KERNEL] The float32 computation, once for every instruction set ----------------------------------- */
+
+/* This section is compiled once per target by [TARGETS], which defines
+ *     GDNI_TARGET        the suffix of its names
+ *     GDNI_LANES         floats in a vector: 1 (then a vector is a float), or 4, 8, 16 with GNU vectors
+ *     GDNI_VK_ROWS       rows that GDN_STATE_VK works on at once
+ *     GDNI_SET1(x)       a vector of x
+ *     GDNI_FMA(x, y, z)  x*y + z with one rounding
+ *     GDNI_DSET1(x)      a vector of the double x, half as many
+ * Everything else is written here, in terms of these. */
+#ifdef GDNI_KERNEL
+
+#define GDNI_PASTE2(x, y) x##y
+#define GDNI_PASTE(x, y) GDNI_PASTE2(x, y)
+#define GDNI_NAME(x) GDNI_PASTE(gdni_##x##_, GDNI_TARGET)
+#define gdni_vec GDNI_NAME(vec)
+#define gdni_word GDNI_NAME(word)
+#define gdni_half GDNI_NAME(half)
+#define gdni_load GDNI_NAME(load)
+#define gdni_store GDNI_NAME(store)
+#define gdni_set1 GDNI_NAME(set1)
+#define gdni_fma GDNI_NAME(fma)
+#define gdni_mul GDNI_NAME(mul)
+#define gdni_add GDNI_NAME(add)
+#define gdni_sub GDNI_NAME(sub)
+#define gdni_words GDNI_NAME(words)
+#define gdni_floats GDNI_NAME(floats)
+#define gdni_select GDNI_NAME(select)
+#define gdni_half_vec GDNI_NAME(half_vec)
+#define gdni_dvec GDNI_NAME(dvec)
+#define gdni_dword GDNI_NAME(dword)
+#define gdni_load_double GDNI_NAME(load_double)
+#define gdni_store_double GDNI_NAME(store_double)
+#define gdni_dset1 GDNI_NAME(dset1)
+#define gdni_dmul GDNI_NAME(dmul)
+#define gdni_dadd GDNI_NAME(dadd)
+#define gdni_dsub GDNI_NAME(dsub)
+#define gdni_ddiv GDNI_NAME(ddiv)
+#define gdni_dselect GDNI_NAME(dselect)
+#define gdni_polynomial GDNI_NAME(polynomial)
+#define gdni_exp GDNI_NAME(exp)
+#define gdni_softplus GDNI_NAME(softplus)
+#define gdni_sigmoid GDNI_NAME(sigmoid)
+#define gdni_widen GDNI_NAME(widen)
+#define gdni_narrow GDNI_NAME(narrow)
+#define gdni_load_vec GDNI_NAME(load_vec)
+#define gdni_store_vec GDNI_NAME(store_vec)
+#define gdni_load_row GDNI_NAME(load_row)
+#define gdni_store_row GDNI_NAME(store_row)
+#define gdni_fold GDNI_NAME(fold)
+#define gdni_sum16 GDNI_NAME(sum16)
+#define gdni_scale_row GDNI_NAME(scale_row)
+#define gdni_prepare_qk GDNI_NAME(prepare_qk)
+#define gdni_decays GDNI_NAME(decays)
+#define gdni_betas GDNI_NAME(betas)
+#define gdni_prepare_gates GDNI_NAME(prepare_gates)
+#define gdni_sweep_columns GDNI_NAME(sweep_columns)
+#define gdni_sweep_rows GDNI_NAME(sweep_rows)
+#define gdni_sweep_kv GDNI_NAME(sweep_kv)
+#define gdni_sweep_vk GDNI_NAME(sweep_vk)
+#define gdni_sweep GDNI_NAME(sweep)
+#define gdni_move_tile GDNI_NAME(move_tile)
+#define gdni_finish_token GDNI_NAME(finish_token)
+#define gdni_aim_sums GDNI_NAME(aim_sums)
+#define gdni_aim_update GDNI_NAME(aim_update)
+#define gdni_run_block GDNI_NAME(run_block)
+#define gdni_run_group GDNI_NAME(run_group)
+#define gdni_run_items GDNI_NAME(run_items)
+
+/* Vectors: floats, and the words that hold their bits. */
+#if GDNI_LANES == 1
+typedef float gdni_vec;
+typedef uint32_t gdni_word;
+typedef double gdni_dvec;
+typedef uint64_t gdni_dword;
+#define GDNI_WHERE(condition) ((condition) ? ~(gdni_word)0 : (gdni_word)0)
+#define GDNI_DWHERE(condition) ((condition) ? ~(gdni_dword)0 : (gdni_dword)0)
+#else
+typedef float gdni_vec __attribute__((vector_size(4 * GDNI_LANES)));
+typedef uint32_t gdni_word __attribute__((vector_size(4 * GDNI_LANES)));
+typedef uint16_t gdni_half __attribute__((vector_size(2 * GDNI_LANES)));
+typedef float gdni_half_vec __attribute__((vector_size(2 * GDNI_LANES))); /* as many floats as a vector holds doubles */
+typedef double gdni_dvec __attribute__((vector_size(4 * GDNI_LANES)));
+typedef uint64_t gdni_dword __attribute__((vector_size(4 * GDNI_LANES)));
+#define GDNI_WHERE(condition) ((gdni_word)(condition))
+#define GDNI_DWHERE(condition) ((gdni_dword)(condition))
+#endif
+enum { GDNI_NAME(dlanes) = GDNI_LANES == 1 ? 1 : GDNI_LANES / 2 };
+
+GDNI_INLINE gdni_vec gdni_load(const float *p) {
+    gdni_vec x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+GDNI_INLINE void gdni_store(float *p, gdni_vec x) { memcpy(p, &x, sizeof x); }
+GDNI_INLINE gdni_vec gdni_set1(float x) { return GDNI_SET1(x); }
+GDNI_INLINE gdni_vec gdni_fma(gdni_vec x, gdni_vec y, gdni_vec z) { return GDNI_FMA(x, y, z); }
+GDNI_INLINE gdni_vec gdni_mul(gdni_vec x, gdni_vec y) { GDNI_EXACT return x * y; }
+GDNI_INLINE gdni_vec gdni_add(gdni_vec x, gdni_vec y) { GDNI_EXACT return x + y; }
+GDNI_INLINE gdni_vec gdni_sub(gdni_vec x, gdni_vec y) { GDNI_EXACT return x - y; }
+
+
+/* As many floats as a vector holds doubles, to double and back. */
+GDNI_INLINE gdni_dvec gdni_load_double(const float *p) {
+#if GDNI_LANES == 1
+    return (double)*p;
+#else
+    gdni_half_vec x;
+    memcpy(&x, p, sizeof x);
+    return __builtin_convertvector(x, gdni_dvec);
+#endif
+}
+GDNI_INLINE void gdni_store_double(float *p, gdni_dvec x) {
+#if GDNI_LANES == 1
+    *p = (float)x;
+#else
+    const gdni_half_vec y = __builtin_convertvector(x, gdni_half_vec);
+    memcpy(p, &y, sizeof y);
+#endif
+}
+
+GDNI_INLINE gdni_word gdni_words(gdni_vec x) {
+    gdni_word bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+GDNI_INLINE gdni_vec gdni_floats(gdni_word bits) {
+    gdni_vec x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+GDNI_INLINE gdni_vec gdni_select(gdni_word where, gdni_vec x, gdni_vec y) {
+    return gdni_floats((gdni_words(x) & where) | (gdni_words(y) & ~where));
+}
+
+/* ---- exp, softplus and sigmoid, in double: the results, rounded to float once, are within 0.6 units in the last
+ * place over every float. No fused multiply-adds: not every machine has them in double. Polynomials: Remez fits. ---- */
+
+GDNI_INLINE gdni_dvec gdni_dset1(double x) { return GDNI_DSET1(x); }
+GDNI_INLINE gdni_dvec gdni_dmul(gdni_dvec x, gdni_dvec y) { GDNI_EXACT return x * y; }
+GDNI_INLINE gdni_dvec gdni_dadd(gdni_dvec x, gdni_dvec y) { GDNI_EXACT return x + y; }
+GDNI_INLINE gdni_dvec gdni_dsub(gdni_dvec x, gdni_dvec y) { GDNI_EXACT return x - y; }
+GDNI_INLINE gdni_dvec gdni_ddiv(gdni_dvec x, gdni_dvec y) { GDNI_EXACT return x / y; }
+
+/* Where `where` is all ones x, else y. */
+GDNI_INLINE gdni_dvec gdni_dselect(gdni_dword where, gdni_dvec x, gdni_dvec y) {
+    gdni_dword xs, ys;
+    memcpy(&xs, &x, sizeof xs);
+    memcpy(&ys, &y, sizeof ys);
+    xs = (xs & where) | (ys & ~where);
+    memcpy(&x, &xs, sizeof x);
+    return x;
+}
+
+GDNI_INLINE gdni_dvec gdni_polynomial(const double *c, int degree, gdni_dvec x) {
+    gdni_dvec y = gdni_dset1(c[degree]);
+    GDNI_UNROLL
+    for (int i = degree - 1; i >= 0; i--) y = gdni_dadd(gdni_dmul(y, x), gdni_dset1(c[i]));
+    return y;
+}
+
+/* 2^n 2^r, n = x log2(e) rounded to an integer. A float's exponential is 0 or infinite well before the clamp; NaN
+ * passes through it. */
+GDNI_INLINE gdni_dvec gdni_exp(gdni_dvec x) {
+    static const double c[] = {1.0000000005541647,   0.6931472057371958,    0.24022646890645522,   0.05550328777105325,
+                               0.009618488956331182, 0.0013399931177239738, 0.00015345812161311629};
+    const gdni_dvec low = gdni_dset1(-150.0), high = gdni_dset1(150.0), magic = gdni_dset1(6755399441055744.0);
+    const gdni_dvec y = gdni_dselect(GDNI_DWHERE(x < low), low, gdni_dselect(GDNI_DWHERE(x > high), high, x));
+    const gdni_dvec z = gdni_dmul(y, gdni_dset1(1.4426950408889634)), t = gdni_dadd(z, magic); /* 1.5 * 2^52 */
+    const gdni_dvec p = gdni_polynomial(c, 6, gdni_dsub(z, gdni_dsub(t, magic)));
+    gdni_dword bits;
+    gdni_dvec power;
+    memcpy(&bits, &t, sizeof bits); /* its low bits are n */
+    bits = (bits + 1023u) << 52;
+    memcpy(&power, &bits, sizeof power);
+    return gdni_dmul(p, power);
+}
+
+/* log(1 + exp(x)) = max(x, 0) + log1p(u), u = exp(-|x|). */
+GDNI_INLINE gdni_dvec gdni_softplus(gdni_dvec x) {
+    static const double c[] = {0.9999999952873115,  -0.49999902420063846, 0.33329962347703024, -0.24954133016942198,
+                               0.1967593625360775,  -0.15305584513080975, 0.10603642016551354, -0.05695941325358193,
+                               0.019851400494396657, -0.0032440119125188237};
+    const gdni_dvec zero = gdni_dset1(0.0);
+    const gdni_dword positive = GDNI_DWHERE(x > zero);
+    const gdni_dvec u = gdni_exp(gdni_dselect(positive, gdni_dsub(zero, x), x));
+    return gdni_dadd(gdni_dselect(positive, x, zero), gdni_dmul(u, gdni_polynomial(c, 9, u)));
+}
+
+GDNI_INLINE gdni_dvec gdni_sigmoid(gdni_dvec x) {
+    const gdni_dvec one = gdni_dset1(1.0);
+    return gdni_ddiv(one, gdni_dadd(one, gdni_exp(gdni_dsub(gdni_dset1(0.0), x))));
+}
+
+/* ---- Half types: the same bit patterns as gdni_from_f16, gdni_to_f16, gdni_to_bf16 ---- */
+
+GDNI_INLINE gdni_vec gdni_widen(gdni_word h, gdn_dtype dtype) {
+    const gdni_word magnitude = (h & 0x7fffu) << 13, exponent = magnitude & 0x0f800000u, sign = (h & 0x8000u) << 16;
+    gdni_vec normal, subnormal;
+    if (dtype == GDN_BF16) return gdni_floats(h << 16);
+    normal = gdni_floats(magnitude + 0x38000000u + (GDNI_WHERE(exponent == 0x0f800000u) & 0x38000000u));
+    subnormal = gdni_sub(gdni_floats(magnitude + 0x38800000u), gdni_set1(6.103515625e-5f));
+    return gdni_floats(gdni_words(gdni_select(GDNI_WHERE(exponent == 0u), subnormal, normal)) | sign);
+}
+
+GDNI_INLINE gdni_word gdni_narrow(gdni_vec x, gdn_dtype dtype) {
+    const gdni_word bits = gdni_words(x), sign = bits >> 16 & 0x8000u, a = bits & 0x7fffffffu;
+    const gdni_word nan = GDNI_WHERE(a > 0x7f800000u);
+    gdni_word y;
+    if (dtype == GDN_BF16) {
+        y = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+        return (y & ~nan) | ((bits >> 16 | 0x40u) & nan);
+    } else {
+        const gdni_word huge = GDNI_WHERE(a >= 0x477ff000u), tiny = GDNI_WHERE(a < 0x38800000u);
+        const gdni_word small = gdni_words(gdni_add(gdni_floats(a), gdni_set1(0.5f))) - 0x3f000000u;
+        y = (a + 0xfffu + (a >> 13 & 1u) - 0x38000000u) >> 13;
+        y = (y & ~tiny) | (small & tiny);
+        y = (y & ~huge) | (huge & 0x7c00u);
+        return (y & ~nan) | ((0x7e00u | (a >> 13 & 0x1ffu)) & nan) | sign;
+    }
+}
+
+GDNI_INLINE gdni_vec gdni_load_vec(const char *data, gdn_dtype dtype) {
+    if (dtype == GDN_F32) {
+        gdni_vec x;
+        memcpy(&x, data, sizeof x);
+        return x;
+    } else {
+#if GDNI_LANES == 1
+        uint16_t h;
+        memcpy(&h, data, sizeof h);
+        return gdni_widen(h, dtype);
+#else
+        gdni_half h;
+        memcpy(&h, data, sizeof h);
+        return gdni_widen(__builtin_convertvector(h, gdni_word), dtype);
+#endif
+    }
+}
+
+GDNI_INLINE void gdni_store_vec(char *data, gdn_dtype dtype, gdni_vec x) {
+    if (dtype == GDN_F32) {
+        memcpy(data, &x, sizeof x);
+    } else {
+#if GDNI_LANES == 1
+        const uint16_t h = (uint16_t)gdni_narrow(x, dtype);
+#else
+        const gdni_half h = __builtin_convertvector(gdni_narrow(x, dtype), gdni_half);
+#endif
+        memcpy(data, &h, sizeof h);
+    }
+}
+
+/* A row of `count` elements to floats, with zeros up to `padded` (a multiple of the lanes), and back. */
+static void gdni_load_row(const void *row, gdn_dtype dtype, ptrdiff_t count, ptrdiff_t padded, float *to) {
+    const char *from = (const char *)row;
+    const ptrdiff_t size = gdni_dtype_size(dtype);
+    ptrdiff_t i = 0;
+    if (dtype == GDN_F32) memcpy(to, from, (size_t)count * 4), i = count;
+    else if (dtype == GDN_BF16)
+        for (; i + GDNI_LANES <= count; i += GDNI_LANES) gdni_store(to + i, gdni_load_vec(from + i * 2, GDN_BF16));
+    else
+        for (; i + GDNI_LANES <= count; i += GDNI_LANES) gdni_store(to + i, gdni_load_vec(from + i * 2, GDN_F16));
+    for (; i < padded; i++) to[i] = i < count ? gdni_get_f32(from + i * size, dtype, 0) : 0.0f;
+}
+
+static void gdni_store_row(void *row, gdn_dtype dtype, ptrdiff_t count, const float *from) {
+    char *to = (char *)row;
+    ptrdiff_t i = 0;
+    if (dtype == GDN_F32) memcpy(to, from, (size_t)count * 4), i = count;
+    else if (dtype == GDN_BF16)
+        for (; i + GDNI_LANES <= count; i += GDNI_LANES) gdni_store_vec(to + i * 2, GDN_BF16, gdni_load(from + i));
+    else
+        for (; i + GDNI_LANES <= count; i += GDNI_LANES) gdni_store_vec(to + i * 2, GDN_F16, gdni_load(from + i));
+    for (; i < count; i++) {
+        const uint16_t half = dtype == GDN_BF16 ? gdni_to_bf16(from[i]) : gdni_to_f16(from[i]);
+        memcpy(to + i * 2, &half, 2);
+    }
+}
+
+/* ---- Once per token and key head: q and k as floats, normalised ---- */
+
+enum { GDNI_NAME(parts) = GDNI_LANES16 / GDNI_LANES };
+
+/* Sixteen partial sums to one: l + (l+8), l + (l+4), l + (l+2), l + (l+1). */
+GDNI_INLINE float gdni_fold(const gdni_vec *part) {
+    float x[GDNI_LANES16];
+    memcpy(x, part, sizeof x);
+    for (int width = 8; width > 0; width /= 2)
+        for (int l = 0; l < width; l++) {
+            GDNI_EXACT
+            x[l] = x[l] + x[l + width];
+        }
+    return x[0];
+}
+
+static float gdni_sum16(const float *x, const float *y, ptrdiff_t kp) {
+    gdni_vec part[GDNI_NAME(parts)];
+    for (int p = 0; p < GDNI_NAME(parts); p++) part[p] = gdni_set1(0.0f);
+    for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES16)
+        for (int p = 0; p < GDNI_NAME(parts); p++)
+            part[p] = gdni_fma(gdni_load(x + i + p * GDNI_LANES), gdni_load(y + i + p * GDNI_LANES), part[p]);
+    return gdni_fold(part);
+}
+
+/* x * factor, with the factor as the sum of two floats. */
+static void gdni_scale_row(float *x, double factor, ptrdiff_t kp) {
+    const float high = factor > (double)FLT_MAX ? FLT_MAX : (float)factor;
+    const float low = factor > (double)FLT_MAX ? 0.0f : (float)(factor - (double)high);
+    for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES) {
+        const gdni_vec y = gdni_load(x + i);
+        gdni_store(x + i, gdni_fma(y, gdni_set1(high), gdni_mul(y, gdni_set1(low))));
+    }
+}
+
+static void gdni_prepare_qk(const gdn_params *r, const gdni_sequence *s, ptrdiff_t h, ptrdiff_t t0, ptrdiff_t count,
+                            const gdni_workspace *w) {
+    for (ptrdiff_t t = 0; t < count; t++) {
+        float *q = w->q + t * w->kp, *k = w->k + t * w->kp;
+        gdni_load_row(gdni_row(&r->q, s, t0 + t, h), r->q.dtype, r->head_k_dim, w->kp, q);
+        gdni_load_row(gdni_row(&r->k, s, t0 + t, h), r->k.dtype, r->head_k_dim, w->kp, k);
+        if (r->use_qk_l2norm_in_kernel) {
+            gdni_scale_row(q, r->scale * gdni_norm_factor(r, gdni_sum16(q, q, w->kp)), w->kp);
+            gdni_scale_row(k, gdni_norm_factor(r, gdni_sum16(k, k, w->kp)), w->kp);
+        } else gdni_scale_row(q, r->scale, w->kp);
+        w->qk[t] = gdni_sum16(q, k, w->kp);
+    }
+}
+
+/* ---- Once per token and value head: decay and beta ---- */
+
+/* In place, for `count` values of the gate's input x = a; bias is one value, or (KDA) one for each. */
+static void gdni_decays(const gdn_params *r, ptrdiff_t hv, const float *bias, bool many_biases, ptrdiff_t count, float *x) {
+    const gdni_dvec beta = gdni_dset1(r->softplus_beta), inverse = gdni_dset1(-1.0 / r->softplus_beta);
+    gdni_dvec A = gdni_dset1(0.0);
+    if (r->gate_input == GDN_GATE_DECAY) return;
+    if (r->gate_input == GDN_GATE_RAW)
+        A = gdni_exp(gdni_dset1((double)gdni_get_f32(r->A_log.data, r->A_log.dtype, hv * r->A_log.head_stride)));
+    for (ptrdiff_t i = 0; i < count; i += GDNI_NAME(dlanes)) {
+        gdni_dvec g = gdni_load_double(x + i);
+        if (r->gate_input == GDN_GATE_RAW) {
+            const gdni_dvec y = gdni_dadd(g, many_biases ? gdni_load_double(bias + i) : gdni_dset1((double)*bias));
+            if (r->has_lower_bound) {
+                g = gdni_dmul(gdni_dset1(r->lower_bound), gdni_sigmoid(gdni_dmul(A, y)));
+            } else {
+                const gdni_dvec by = gdni_dmul(beta, y);
+                const gdni_dword curved = GDNI_DWHERE(by <= gdni_dset1(r->softplus_threshold));
+                g = gdni_dmul(A, gdni_dmul(inverse, gdni_dselect(curved, gdni_softplus(by), by)));
+            }
+        }
+        gdni_store_double(x + i, gdni_exp(g));
+    }
+}
+
+static void gdni_betas(const gdn_params *r, ptrdiff_t count, float *x) {
+    const gdni_dvec factor = gdni_dset1(r->allow_neg_eigval ? 2.0 : 1.0);
+    const bool raw = r->b.data != NULL && r->beta_input == GDN_BETA_RAW;
+    for (ptrdiff_t i = 0; i < count; i += GDNI_NAME(dlanes)) {
+        const gdni_dvec beta = gdni_load_double(x + i);
+        gdni_store_double(x + i, gdni_dmul(factor, raw ? gdni_sigmoid(beta) : beta));
+    }
+}
+
+static void gdni_prepare_gates(const gdn_params *r, const gdni_sequence *s, ptrdiff_t hv, ptrdiff_t t0, ptrdiff_t count,
+                               const gdni_workspace *w) {
+    const ptrdiff_t K = r->head_k_dim, kp = w->kp, bias_at = hv * r->dt_bias.head_stride;
+    const ptrdiff_t bias_size = r->gate_input == GDN_GATE_RAW ? gdni_dtype_size(r->dt_bias.dtype) : 0;
+    const char *bias = (const char *)r->dt_bias.data;
+    float single = 0;
+    if (!r->beta_per_column) {
+        for (ptrdiff_t t = 0; t < count; t++)
+            w->beta[t] = r->b.data == NULL ? 1.0f : gdni_get_f32(gdni_row(&r->b, s, t0 + t, hv), r->b.dtype, 0);
+        gdni_betas(r, count, w->beta);
+    }
+    if (!r->is_kda) {
+        if (bias_size != 0) single = gdni_get_f32(bias, r->dt_bias.dtype, bias_at);
+        for (ptrdiff_t t = 0; t < count; t++) w->gate[t] = gdni_get_f32(gdni_row(&r->a, s, t0 + t, hv), r->a.dtype, 0);
+        gdni_decays(r, hv, &single, false, count, w->gate);
+        return;
+    }
+    if (bias_size != 0) gdni_load_row(bias + bias_at * bias_size, r->dt_bias.dtype, K, kp, w->bias);
+    for (ptrdiff_t t = 0; t < count; t++) {
+        float *decay = w->decay + t * kp;
+        const float *q = w->q + t * kp, *k = w->k + t * kp;
+        gdni_load_row(gdni_row(&r->a, s, t0 + t, hv), r->a.dtype, K, kp, decay);
+        gdni_decays(r, hv, w->bias, true, kp, decay);
+        for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES) {
+            gdni_store(w->kd + t * kp + i, gdni_mul(gdni_load(decay + i), gdni_load(k + i)));
+            gdni_store(w->qd + t * kp + i, gdni_mul(gdni_load(decay + i), gdni_load(q + i)));
+        }
+    }
+}
+
+/* ---- The sweep: one pass over a tile updates it for token t and takes the two sums of token t+1 ---- */
+
+/* What a sweep reads and leaves. update: s = fma(k_i, d, decay_i * s). sums: A and B over kn_i * s and qn_i * s. */
+typedef struct GDNI_NAME(sweep_args) {
+    const float *k, *decay, *d, *kn, *qn;
+    float *A, *B;
+} GDNI_NAME(sweep_args);
+#define gdni_sweep_args GDNI_NAME(sweep_args)
+
+/* GDN_STATE_KV: `rows` rows of nv vectors of columns; each column sums in order. */
+GDNI_INLINE void gdni_sweep_columns(const gdni_sweep_args *x, float *tile, ptrdiff_t rows, ptrdiff_t c, const int nv,
+                                    const bool update, const bool sums) {
+    gdni_vec A[4], B[4], d[4];
+    GDNI_UNROLL
+    for (int j = 0; j < nv; j++) {
+        A[j] = B[j] = gdni_set1(0.0f);
+        d[j] = update ? gdni_load(x->d + c + j * GDNI_LANES) : A[j];
+    }
+    for (ptrdiff_t i = 0; i < rows; i++) {
+        float *row = tile + i * nv * GDNI_LANES;
+        GDNI_UNROLL
+        for (int j = 0; j < nv; j++) {
+            gdni_vec s = gdni_load(row + j * GDNI_LANES);
+            if (update) {
+                s = gdni_fma(gdni_set1(x->k[i]), d[j], gdni_mul(gdni_set1(x->decay[i]), s));
+                gdni_store(row + j * GDNI_LANES, s);
+            }
+            if (sums) {
+                A[j] = gdni_fma(gdni_set1(x->kn[i]), s, A[j]);
+                B[j] = gdni_fma(gdni_set1(x->qn[i]), s, B[j]);
+            }
+        }
+    }
+    if (!sums) return;
+    GDNI_UNROLL
+    for (int j = 0; j < nv; j++) {
+        gdni_store(x->A + c + j * GDNI_LANES, A[j]);
+        gdni_store(x->B + c + j * GDNI_LANES, B[j]);
+    }
+}
+
+/* GDN_STATE_VK: n rows of kp floats, each one column of the state; sixteen partial sums each. */
+GDNI_INLINE void gdni_sweep_rows(const gdni_sweep_args *x, float *tile, ptrdiff_t kp, ptrdiff_t c, const int n,
+                                 const bool update, const bool sums) {
+    gdni_vec A[GDNI_VK_ROWS][GDNI_NAME(parts)], B[GDNI_VK_ROWS][GDNI_NAME(parts)], d[GDNI_VK_ROWS];
+    GDNI_UNROLL
+    for (int j = 0; j < n; j++) {
+        GDNI_UNROLL
+        for (int p = 0; p < GDNI_NAME(parts); p++) A[j][p] = B[j][p] = gdni_set1(0.0f);
+        d[j] = gdni_set1(update ? x->d[c + j] : 0.0f);
+    }
+    for (ptrdiff_t block = 0; block < kp; block += GDNI_LANES16) {
+        GDNI_UNROLL
+        for (int p = 0; p < GDNI_NAME(parts); p++) {
+            const ptrdiff_t i = block + p * GDNI_LANES;
+            GDNI_UNROLL
+            for (int j = 0; j < n; j++) {
+                gdni_vec s = gdni_load(tile + j * kp + i);
+                if (update) {
+                    s = gdni_fma(gdni_load(x->k + i), d[j], gdni_mul(gdni_load(x->decay + i), s));
+                    gdni_store(tile + j * kp + i, s);
+                }
+                if (sums) {
+                    A[j][p] = gdni_fma(gdni_load(x->kn + i), s, A[j][p]);
+                    B[j][p] = gdni_fma(gdni_load(x->qn + i), s, B[j][p]);
+                }
+            }
+        }
+    }
+    for (int j = 0; j < n && sums; j++) {
+        x->A[c + j] = gdni_fold(A[j]);
+        x->B[c + j] = gdni_fold(B[j]);
+    }
+}
+
+/* A GDN_STATE_KV tile is cut into column blocks of four vectors, the last one narrower, each [K][block]. */
+GDNI_INLINE void gdni_sweep_kv(const gdni_sweep_args *x, float *tile, ptrdiff_t rows, ptrdiff_t columns,
+                               const bool update, const bool sums) {
+    ptrdiff_t c = 0;
+    for (; c + 4 * GDNI_LANES <= columns; c += 4 * GDNI_LANES)
+        gdni_sweep_columns(x, tile + c * rows, rows, c, 4, update, sums);
+    if (columns - c > 2 * GDNI_LANES) gdni_sweep_columns(x, tile + c * rows, rows, c, 3, update, sums);
+    else if (columns - c > GDNI_LANES) gdni_sweep_columns(x, tile + c * rows, rows, c, 2, update, sums);
+    else if (columns - c > 0) gdni_sweep_columns(x, tile + c * rows, rows, c, 1, update, sums);
+}
+
+GDNI_INLINE void gdni_sweep_vk(const gdni_sweep_args *x, float *tile, ptrdiff_t kp, ptrdiff_t columns,
+                               const bool update, const bool sums) {
+    ptrdiff_t c = 0;
+    for (; c + GDNI_VK_ROWS <= columns; c += GDNI_VK_ROWS)
+        gdni_sweep_rows(x, tile + c * kp, kp, c, GDNI_VK_ROWS, update, sums);
+    for (; c < columns; c++) gdni_sweep_rows(x, tile + c * kp, kp, c, 1, update, sums);
+}
+
+static void gdni_sweep(const gdni_sweep_args *x, const gdni_segment *segment, ptrdiff_t rows, ptrdiff_t kp, bool vk,
+                       bool update, bool sums) {
+    const ptrdiff_t columns = segment->c1 - segment->c0;
+    float *tile = segment->tile;
+    if (vk && update && sums) gdni_sweep_vk(x, tile, kp, columns, true, true);
+    else if (vk && update) gdni_sweep_vk(x, tile, kp, columns, true, false);
+    else if (vk) gdni_sweep_vk(x, tile, kp, columns, false, true);
+    else if (update && sums) gdni_sweep_kv(x, tile, rows, columns, true, true);
+    else if (update) gdni_sweep_kv(x, tile, rows, columns, true, false);
+    else gdni_sweep_kv(x, tile, rows, columns, false, true);
+}
+
+/* Copies a segment of a state matrix into its tile (NULL: zeros), or (store) back. */
+static void gdni_move_tile(const gdn_params *r, gdni_matrix m, const gdni_segment *x, ptrdiff_t kp, bool store) {
+    const ptrdiff_t K = r->head_k_dim, V = r->head_v_dim, size = gdni_dtype_size(m.dtype);
+    const ptrdiff_t columns = x->c1 - x->c0;
+    if (store && m.data == NULL) return;
+    if (m.data == NULL) {
+        memset(x->tile, 0, (size_t)(gdni_round_up(columns, GDNI_LANES) * kp) * sizeof(float));
+    } else if (r->state_layout == GDN_STATE_VK) {
+        for (ptrdiff_t c = 0; c < columns; c++) {
+            char *row = m.data + (x->c0 + c) * K * size;
+            if (store) gdni_store_row(row, m.dtype, K, x->tile + c * kp);
+            else gdni_load_row(row, m.dtype, K, kp, x->tile + c * kp);
+        }
+    } else {
+        for (ptrdiff_t c = 0; c < columns; c += 4 * GDNI_LANES) {
+            const ptrdiff_t count = gdni_min(columns - c, 4 * GDNI_LANES), width = gdni_round_up(count, GDNI_LANES);
+            for (ptrdiff_t i = 0; i < K; i++) {
+                char *row = m.data + (i * V + x->c0 + c) * size;
+                if (store) gdni_store_row(row, m.dtype, count, x->tile + c * K + i * width);
+                else gdni_load_row(row, m.dtype, count, width, x->tile + c * K + i * width);
+            }
+        }
+    }
+}
+
+/* From the sums of token t to its d and output: d = beta * (v - decay A), o = decay B + (q.k) d. */
+static void gdni_finish_token(const gdn_params *r, const gdni_sequence *s, const gdni_segment *x, ptrdiff_t t,
+                              float factor, float beta, float qk, const gdni_workspace *w) {
+    const ptrdiff_t columns = x->c1 - x->c0, padded = gdni_round_up(columns, GDNI_LANES);
+    const ptrdiff_t o_at = gdni_output_offset(r, s, t, x->value_head) + x->c0;
+    const char *v = (const char *)gdni_row(&r->v, s, t, x->value_head);
+    gdni_load_row(v + x->c0 * gdni_dtype_size(r->v.dtype), r->v.dtype, columns, padded, w->v);
+    if (r->beta_per_column) {
+        const char *b = (const char *)gdni_row(&r->b, s, t, x->value_head);
+        gdni_load_row(b + x->c0 * gdni_dtype_size(r->b.dtype), r->b.dtype, columns, padded, w->beta_row);
+        gdni_betas(r, padded, w->beta_row);
+    }
+    for (ptrdiff_t c = 0; c < padded; c += GDNI_LANES) {
+        const gdni_vec beta_c = r->beta_per_column ? gdni_load(w->beta_row + c) : gdni_set1(beta);
+        const gdni_vec error = gdni_fma(gdni_set1(-factor), gdni_load(w->A + c), gdni_load(w->v + c));
+        const gdni_vec d = gdni_mul(beta_c, error);
+        gdni_store(w->d + c, d);
+        gdni_store(w->o + c, gdni_fma(gdni_set1(qk), d, gdni_mul(gdni_set1(factor), gdni_load(w->B + c))));
+    }
+    gdni_store_row((char *)r->o.data + o_at * gdni_dtype_size(r->o.dtype), r->o.dtype, columns, w->o);
+}
+
+static void gdni_aim_sums(const gdn_params *r, gdni_sweep_args *x, ptrdiff_t t, const gdni_workspace *w) {
+    const bool forget = !r->is_kda && w->gate[t] == 0;
+    x->kn = forget ? w->zero : (r->is_kda ? w->kd : w->k) + t * w->kp;
+    x->qn = forget ? w->zero : (r->is_kda ? w->qd : w->q) + t * w->kp;
+}
+
+static void gdni_aim_update(const gdn_params *r, gdni_sweep_args *x, ptrdiff_t t, const gdni_workspace *w) {
+    x->k = w->k + t * w->kp;
+    x->decay = w->decay + (r->is_kda ? t * w->kp : 0);
+    for (ptrdiff_t i = 0; i < w->kp && !r->is_kda; i += GDNI_LANES) gdni_store(w->decay + i, GDNI_SET1(w->gate[t]));
+}
+
+/* Tokens t0 to t0 + count of one segment, whose q, k and gates are prepared. */
+static void gdni_run_block(const gdn_params *r, const gdni_sequence *s, ptrdiff_t n, const gdni_segment *segment,
+                           ptrdiff_t t0, ptrdiff_t count, const gdni_workspace *w) {
+    const ptrdiff_t K = r->head_k_dim, kp = w->kp, hv = segment->value_head;
+    const bool vk = r->state_layout == GDN_STATE_VK, tree = r->retrieve_parent_token.data != NULL && s->row >= 0;
+    bool have_sums = false; /* A and B are those of token t */
+    gdni_sweep_args x;
+    memset(&x, 0, sizeof x);
+    x.A = w->A, x.B = w->B, x.d = w->d;
+    for (ptrdiff_t t = 0; t < count; t++) {
+        const int64_t parent = gdni_parent(r, s, n, t0 + t);
+        if (parent >= 0) gdni_move_tile(r, gdni_cache_matrix(r, s->row, parent, hv), segment, kp, false);
+        if (!have_sums) {
+            gdni_aim_sums(r, &x, t, w);
+            gdni_sweep(&x, segment, K, kp, vk, false, true);
+        }
+        gdni_finish_token(r, s, segment, t0 + t, r->is_kda ? 1.0f : w->gate[t], w->beta[t], w->qk[t], w);
+        have_sums = t + 1 < count && !tree;
+        if (have_sums) gdni_aim_sums(r, &x, t + 1, w);
+        gdni_aim_update(r, &x, t, w);
+        gdni_sweep(&x, segment, K, kp, vk, true, have_sums);
+        gdni_move_tile(r, gdni_cache_matrix(r, s->row, t0 + t, hv), segment, kp, true);
+        gdni_move_tile(r, gdni_pool_matrix(r, gdni_step_slot(r, s, n, t0 + t), hv), segment, kp, true);
+    }
+}
+
+/* Items first to last of one sequence and key head, at most GDNI_RUN of them. */
+static void gdni_run_group(const gdn_params *r, const gdni_sequence *s, ptrdiff_t first, ptrdiff_t last,
+                           const gdni_workspace *w) {
+    gdni_segment segments[GDNI_RUN];
+    const gdni_item start = gdni_get_item(r, first);
+    float *tile = w->tiles;
+    int count = 0;
+    for (ptrdiff_t i = first; i < last; i++) {
+        const gdni_item x = gdni_get_item(r, i);
+        const ptrdiff_t c0 = x.slice * GDNI_SLICE, c1 = gdni_min(c0 + GDNI_SLICE, r->head_v_dim);
+        if (count > 0 && segments[count - 1].value_head == x.value_head) {
+            segments[count - 1].c1 = c1;
+        } else {
+            segments[count].value_head = x.value_head;
+            segments[count].c0 = c0, segments[count].c1 = c1;
+            segments[count++].tile = tile;
+        }
+        tile += GDNI_SLICE * w->kp;
+    }
+    /* What vectors read past the columns and tokens in use. */
+    memset(w->zero, 0, (size_t)w->kp * sizeof(float));
+    memset(w->A, 0, (size_t)w->columns * sizeof(float));
+    memset(w->B, 0, (size_t)w->columns * sizeof(float));
+    memset(w->gate, 0, (size_t)(w->block + GDNI_LANES16) * sizeof(float));
+    memset(w->beta, 0, (size_t)(w->block + GDNI_LANES16) * sizeof(float));
+    for (int i = 0; i < count; i++)
+        gdni_move_tile(r, gdni_pool_matrix(r, s->read, segments[i].value_head), &segments[i], w->kp, false);
+    for (ptrdiff_t t = 0; t < s->length; t += w->block) {
+        const ptrdiff_t tokens = gdni_min(w->block, s->length - t);
+        gdni_prepare_qk(r, s, start.key_head, t, tokens, w);
+        for (int i = 0; i < count; i++) {
+            gdni_prepare_gates(r, s, segments[i].value_head, t, tokens, w);
+            gdni_run_block(r, s, start.n, &segments[i], t, tokens, w);
+        }
+    }
+}
+
+static void gdni_run_items(const gdn_params *r, ptrdiff_t first, ptrdiff_t last, float *scratch) {
+    const ptrdiff_t per_key_head = gdni_group(r) * gdni_slices(r);
+    gdni_workspace w;
+    gdni_layout(r, scratch, &w);
+    while (first < last) {
+        const ptrdiff_t end = (first / per_key_head + 1) * per_key_head;
+        const ptrdiff_t stop = gdni_min(gdni_min(first + GDNI_RUN, end), last);
+        const gdni_sequence s = gdni_get_sequence(r, gdni_get_item(r, first).n);
+        if (!gdni_skip(r, &s, first, stop)) gdni_run_group(r, &s, first, stop, &w);
+        first = stop;
+    }
+}
+
+#undef gdni_vec
+#undef gdni_word
+#undef gdni_half
+#undef gdni_load
+#undef gdni_store
+#undef gdni_set1
+#undef gdni_fma
+#undef gdni_mul
+#undef gdni_add
+#undef gdni_sub
+#undef gdni_words
+#undef gdni_floats
+#undef gdni_select
+#undef gdni_half_vec
+#undef gdni_dvec
+#undef gdni_dword
+#undef gdni_load_double
+#undef gdni_store_double
+#undef gdni_dset1
+#undef gdni_dmul
+#undef gdni_dadd
+#undef gdni_dsub
+#undef gdni_ddiv
+#undef gdni_dselect
+#undef gdni_polynomial
+#undef gdni_exp
+#undef gdni_softplus
+#undef gdni_sigmoid
+#undef gdni_widen
+#undef gdni_narrow
+#undef gdni_load_vec
+#undef gdni_store_vec
+#undef gdni_load_row
+#undef gdni_store_row
+#undef gdni_fold
+#undef gdni_sum16
+#undef gdni_scale_row
+#undef gdni_prepare_qk
+#undef gdni_decays
+#undef gdni_betas
+#undef gdni_prepare_gates
+#undef gdni_sweep_columns
+#undef gdni_sweep_rows
+#undef gdni_sweep_kv
+#undef gdni_sweep_vk
+#undef gdni_sweep
+#undef gdni_move_tile
+#undef gdni_finish_token
+#undef gdni_aim_sums
+#undef gdni_aim_update
+#undef gdni_run_block
+#undef gdni_run_group
+#undef gdni_run_items
+#undef gdni_sweep_args
+#undef GDNI_WHERE
+#undef GDNI_DWHERE
+#undef GDNI_PASTE2
+#undef GDNI_PASTE
+#undef GDNI_NAME
+#undef GDNI_TARGET
+#undef GDNI_LANES
+#undef GDNI_VK_ROWS
+#undef GDNI_SET1
+#undef GDNI_DSET1
+#undef GDNI_FMA
+#endif /* GDNI_KERNEL */
