@@ -779,7 +779,7 @@ typedef struct gdni_array {
     ptrdiff_t bytes; /* from the first element to the last */
 } gdni_array;
 
-enum { GDNI_NUM_TENSORS = 10, GDNI_NUM_ARRAYS = 17 };
+enum { GDNI_NUM_ARRAYS = 17 };
 
 static ptrdiff_t gdni_element(const gdn_params *r, gdn_dtype dtype) {
     const bool valid = dtype == GDN_F32 || dtype == GDN_BF16 || dtype == GDN_F16 ||
@@ -906,7 +906,7 @@ static gdn_status gdni_check_options(const gdn_params *r, gdn_error *error) {
 
 /* The axes, from the smallest stride to the largest, must each step over all that is below them. */
 static gdn_status gdni_check_array(gdni_array *x, gdn_error *error) {
-    ptrdiff_t extent = x->width;
+    ptrdiff_t extent = x->size[0] == 0 || x->size[1] == 0 || x->size[2] == 0 ? 0 : x->width;
     bool done[3] = {false, false, false};
     if (x->data == NULL) return x->required ? gdni_fail(error, GDN_ERROR_NULL, x->name) : GDN_OK;
     if (x->element == 0) return gdni_fail(error, GDN_ERROR_ENUM, x->name);
@@ -915,7 +915,6 @@ static gdn_status gdni_check_array(gdni_array *x, gdn_error *error) {
         for (int i = 0; i < 3; i++)
             if (!done[i] && (axis < 0 || x->stride[i] <= x->stride[axis])) axis = i;
         done[axis] = true;
-        if (x->size[axis] == 0) extent = 0;
         if (x->stride[axis] < 0) return gdni_fail(error, GDN_ERROR_STRIDE, x->name);
         if (x->size[axis] < 2 || extent == 0) continue;
         if (x->stride[axis] < extent && extent < PTRDIFF_MAX) return gdni_fail(error, GDN_ERROR_STRIDE, x->name);
@@ -942,6 +941,7 @@ static bool gdni_disjoint(const gdni_array *x, const gdni_array *y) {
 }
 
 static gdn_status gdni_check_arrays(const gdn_params *r, gdn_error *error) {
+    static const int written[] = {7, 9, 8}; /* o, cache, pool: of two, the first is named */
     gdni_array x[GDNI_NUM_ARRAYS];
     gdn_status status = GDN_OK;
     gdni_list_arrays(r, x);
@@ -951,10 +951,12 @@ static gdn_status gdni_check_arrays(const gdn_params *r, gdn_error *error) {
         return gdni_fail(error, GDN_ERROR_STRIDE, "A_log");
     if (r->dt_bias.data != NULL && (r->dt_bias.batch_stride != 0 || r->dt_bias.token_stride != 0))
         return gdni_fail(error, GDN_ERROR_STRIDE, "dt_bias");
-    for (int i = 0; i < GDNI_NUM_TENSORS; i++)
-        for (int j = 0; j < GDNI_NUM_ARRAYS; j++)
-            if (i != j && x[i].data != NULL && x[j].data != NULL && x[i].written && !gdni_disjoint(&x[i], &x[j]))
-                return gdni_fail(error, GDN_ERROR_OVERLAP, x[i].name);
+    for (int i = 0; i < 3; i++)
+        for (int j = 0; j < GDNI_NUM_ARRAYS; j++) {
+            const gdni_array *y = &x[written[i]];
+            if (y != &x[j] && y->data != NULL && x[j].data != NULL && y->written && !gdni_disjoint(y, &x[j]))
+                return gdni_fail(error, GDN_ERROR_OVERLAP, y->name);
+        }
     return GDN_OK;
 }
 
@@ -970,13 +972,16 @@ static gdn_status gdni_check_cu_seqlens(const gdn_params *r, gdn_error *error) {
     return GDN_OK;
 }
 
-static gdn_status gdni_check_range(const gdn_indices *x, const char *name, ptrdiff_t rows, ptrdiff_t end,
+/* Every index of x is below `end`, or means no slot at all. */
+static gdn_status gdni_check_range(const gdn_params *r, const gdn_indices *x, const char *name, ptrdiff_t end,
                                    gdn_error *error) {
-    if (x->data == NULL) return GDN_OK;
-    for (ptrdiff_t i = 0; i < rows; i++)
-        for (ptrdiff_t j = 0; j < x->num_columns; j++)
-            if (gdni_get_index(x, i, j) >= end)
+    const bool rows_of_cache = x == &r->intermediate_state_indices;
+    for (ptrdiff_t i = 0; i < r->num_seqs && x->data != NULL; i++)
+        for (ptrdiff_t j = 0; j < x->num_columns; j++) {
+            const int64_t index = gdni_get_index(x, i, j);
+            if ((rows_of_cache ? index : gdni_slot(r, index)) >= end)
                 return gdni_fail_at(error, GDN_ERROR_INDEX, name, i * x->num_columns + j, -1);
+        }
     return GDN_OK;
 }
 
@@ -1087,11 +1092,11 @@ static gdn_status gdni_check_sequences(const gdn_params *r, gdn_error *error) {
     const ptrdiff_t n = r->num_seqs, slots = r->initial_state_source.num_states;
     const ptrdiff_t rows = r->intermediate_states_buffer.num_rows;
     gdn_status status = gdni_check_cu_seqlens(r, error);
-    if (status == GDN_OK) status = gdni_check_range(&r->initial_state_indices, "initial_state_indices", n, slots, error);
-    if (status == GDN_OK) status = gdni_check_range(&r->output_state_indices, "output_state_indices", n, slots, error);
-    if (status == GDN_OK) status = gdni_check_range(&r->ssm_state_indices, "ssm_state_indices", n, slots, error);
+    if (status == GDN_OK) status = gdni_check_range(r, &r->initial_state_indices, "initial_state_indices", slots, error);
+    if (status == GDN_OK) status = gdni_check_range(r, &r->output_state_indices, "output_state_indices", slots, error);
+    if (status == GDN_OK) status = gdni_check_range(r, &r->ssm_state_indices, "ssm_state_indices", slots, error);
     if (status == GDN_OK)
-        status = gdni_check_range(&r->intermediate_state_indices, "intermediate_state_indices", n, rows, error);
+        status = gdni_check_range(r, &r->intermediate_state_indices, "intermediate_state_indices", rows, error);
     if (status != GDN_OK) return status;
     if (r->initial_state_source.data != NULL && r->initial_state_indices.data == NULL &&
         r->ssm_state_indices.data == NULL && slots < n)
@@ -1267,6 +1272,7 @@ typedef struct gdni_workspace {
     float *zero;                  /* [kp] */
     float *qk, *gate, *beta;      /* [block + 16] */
     float *bias;                  /* KDA: [kp] */
+    float *column;                /* [kp] one column of a state */
     float *A, *B, *v, *d, *beta_row, *o; /* [columns] */
     float *tiles;                        /* [columns * kp] */
 } gdni_workspace;
@@ -1314,6 +1320,7 @@ static ptrdiff_t gdni_layout(const gdn_params *r, float *base, gdni_workspace *w
     gdni_take(base, &used, block + 16, &w->gate);
     gdni_take(base, &used, block + 16, &w->beta);
     gdni_take(base, &used, r->is_kda ? kp : 0, &w->bias);
+    gdni_take(base, &used, kp, &w->column);
     gdni_take(base, &used, columns, &w->A);
     gdni_take(base, &used, columns, &w->B);
     gdni_take(base, &used, columns, &w->v);
@@ -1342,9 +1349,8 @@ static ptrdiff_t gdni_scratch_bytes(const gdn_params *r) {
 
 /* ---- [TARGETS] Instances of the kernel ------------------------------------------------------------------ */
 
-#if defined(__clang__)
-#define GDNI_UNROLL _Pragma("unroll")
-#elif defined(__GNUC__)
+/* Loops over a constant number of vectors, which gcc leaves rolled at -O2 and clang does not. */
+#if defined(__GNUC__) && !defined(__clang__)
 #define GDNI_UNROLL _Pragma("GCC unroll 16")
 #else
 #define GDNI_UNROLL
@@ -1402,6 +1408,23 @@ GDNI_INLINE __m128 gdni_fma_sse2(__m128 x, __m128 y, __m128 z) {
 }
 #endif
 
+#if GDNI_SSE2
+/* Four times four partial sums to four sums: (0+2) + (1+3). */
+GDNI_INLINE __m128 gdni_fold_fours(__m128 a, __m128 b, __m128 c, __m128 d) {
+    const __m128 x = _mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a));
+    const __m128 y = _mm_add_ps(_mm_movelh_ps(c, d), _mm_movehl_ps(d, c));
+    return _mm_add_ps(_mm_shuffle_ps(x, y, 0x88), _mm_shuffle_ps(x, y, 0xdd));
+}
+GDNI_INLINE void gdni_store_four(float *p, __m128 x) { _mm_storeu_ps(p, x); }
+#elif GDNI_NEON
+GDNI_INLINE float32x4_t gdni_fold_fours(float32x4_t a, float32x4_t b, float32x4_t c, float32x4_t d) {
+    const float32x4_t x = vaddq_f32(vcombine_f32(vget_low_f32(a), vget_low_f32(b)), vcombine_f32(vget_high_f32(a), vget_high_f32(b)));
+    const float32x4_t y = vaddq_f32(vcombine_f32(vget_low_f32(c), vget_low_f32(d)), vcombine_f32(vget_high_f32(c), vget_high_f32(d)));
+    return vaddq_f32(vuzp1q_f32(x, y), vuzp2q_f32(x, y));
+}
+GDNI_INLINE void gdni_store_four(float *p, float32x4_t x) { vst1q_f32(p, x); }
+#endif
+
 #define GDNI_KERNEL
 #define GDNI_TARGET plain
 #if GDNI_SSE2
@@ -1413,6 +1436,7 @@ GDNI_INLINE __m128 gdni_fma_sse2(__m128 x, __m128 y, __m128 z) {
 #else
 #define GDNI_FMA(x, y, z) gdni_fma_sse2(x, y, z)
 #endif
+#define GDNI_FOLD_TO_4(p) _mm_add_ps(_mm_add_ps((p)[0], (p)[2]), _mm_add_ps((p)[1], (p)[3]))
 #else
 #define GDNI_LANES 1
 #define GDNI_SET1(x) (x)
@@ -1428,6 +1452,7 @@ GDNI_INLINE __m128 gdni_fma_sse2(__m128 x, __m128 y, __m128 z) {
 #define GDNI_SET1(x) _mm256_set1_ps(x)
 #define GDNI_DSET1(x) _mm256_set1_pd(x)
 #define GDNI_FMA(x, y, z) _mm256_fmadd_ps(x, y, z)
+#define GDNI_FOLD_TO_4(p) gdni_halves_avx2(_mm256_add_ps((p)[0], (p)[1]))
 #define GDNI_VK_ROWS 2
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
@@ -1435,6 +1460,9 @@ GDNI_INLINE __m128 gdni_fma_sse2(__m128 x, __m128 y, __m128 z) {
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 #endif
+GDNI_INLINE __m128 gdni_halves_avx2(__m256 x) {
+    return _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+}
 #include GDN_HEADER_NAME
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -1447,6 +1475,7 @@ GDNI_INLINE __m128 gdni_fma_sse2(__m128 x, __m128 y, __m128 z) {
 #define GDNI_SET1(x) _mm512_set1_ps(x)
 #define GDNI_DSET1(x) _mm512_set1_pd(x)
 #define GDNI_FMA(x, y, z) _mm512_fmadd_ps(x, y, z)
+#define GDNI_FOLD_TO_4(p) gdni_quarters_avx512((p)[0])
 #define GDNI_VK_ROWS 4
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
@@ -1454,6 +1483,12 @@ GDNI_INLINE __m128 gdni_fma_sse2(__m128 x, __m128 y, __m128 z) {
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
+/* The zero-masking forms: g++ 12 warns inside the plain ones. */
+GDNI_INLINE __m128 gdni_quarters_avx512(__m512 x) {
+    const __m128 a = _mm512_maskz_extractf32x4_ps(15, x, 0), b = _mm512_maskz_extractf32x4_ps(15, x, 1);
+    const __m128 c = _mm512_maskz_extractf32x4_ps(15, x, 2), d = _mm512_maskz_extractf32x4_ps(15, x, 3);
+    return _mm_add_ps(_mm_add_ps(a, c), _mm_add_ps(b, d));
+}
 #include GDN_HEADER_NAME
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -1468,6 +1503,7 @@ GDNI_INLINE __m128 gdni_fma_sse2(__m128 x, __m128 y, __m128 z) {
 #define GDNI_SET1(x) vdupq_n_f32(x)
 #define GDNI_DSET1(x) vdupq_n_f64(x)
 #define GDNI_FMA(x, y, z) vfmaq_f32(z, x, y)
+#define GDNI_FOLD_TO_4(p) vaddq_f32(vaddq_f32((p)[0], (p)[2]), vaddq_f32((p)[1], (p)[3]))
 #define GDNI_VK_ROWS 2
 #include GDN_HEADER_NAME
 #endif
@@ -1529,11 +1565,12 @@ gdn_status gdn_validate(const gdn_params *params, gdn_error *error) {
     r = gdni_resolve(params);
     status = gdni_check_options(&r, error);
     if (status == GDN_OK) status = gdni_check_arrays(&r, error);
-    if (status == GDN_OK) status = gdni_check_sequences(&r, error);
     if (status != GDN_OK) return status;
     if (gdni_size_mul(gdni_size_mul(r.num_seqs, r.num_value_heads), gdni_slices(&r)) == PTRDIFF_MAX)
         return gdni_fail(error, GDN_ERROR_OVERFLOW, "num_seqs");
     if (gdni_scratch_bytes(&r) == PTRDIFF_MAX) return gdni_fail(error, GDN_ERROR_OVERFLOW, "head_k_dim");
+    status = gdni_check_sequences(&r, error);
+    if (status != GDN_OK) return status;
     if (r.scratch != NULL && r.scratch_size < (size_t)gdni_scratch_bytes(&r))
         return gdni_fail(error, GDN_ERROR_SCRATCH, "scratch");
     return GDN_OK;
@@ -1626,24 +1663,24 @@ int gdn_version(void) { return GDN_VERSION; }
 #define GDNI_PASTE2(x, y) x##y
 #define GDNI_PASTE(x, y) GDNI_PASTE2(x, y)
 #define GDNI_NAME(x) GDNI_PASTE(gdni_##x##_, GDNI_TARGET)
+#define gdni_half_vec GDNI_NAME(half_vec)
 #define gdni_vec GDNI_NAME(vec)
 #define gdni_word GDNI_NAME(word)
 #define gdni_half GDNI_NAME(half)
-#define gdni_load GDNI_NAME(load)
-#define gdni_store GDNI_NAME(store)
+#define gdni_dvec GDNI_NAME(dvec)
+#define gdni_dword GDNI_NAME(dword)
 #define gdni_set1 GDNI_NAME(set1)
 #define gdni_fma GDNI_NAME(fma)
+#define gdni_load GDNI_NAME(load)
+#define gdni_store GDNI_NAME(store)
 #define gdni_mul GDNI_NAME(mul)
 #define gdni_add GDNI_NAME(add)
 #define gdni_sub GDNI_NAME(sub)
+#define gdni_load_double GDNI_NAME(load_double)
+#define gdni_store_double GDNI_NAME(store_double)
 #define gdni_words GDNI_NAME(words)
 #define gdni_floats GDNI_NAME(floats)
 #define gdni_select GDNI_NAME(select)
-#define gdni_half_vec GDNI_NAME(half_vec)
-#define gdni_dvec GDNI_NAME(dvec)
-#define gdni_dword GDNI_NAME(dword)
-#define gdni_load_double GDNI_NAME(load_double)
-#define gdni_store_double GDNI_NAME(store_double)
 #define gdni_dset1 GDNI_NAME(dset1)
 #define gdni_dmul GDNI_NAME(dmul)
 #define gdni_dadd GDNI_NAME(dadd)
@@ -1660,18 +1697,17 @@ int gdn_version(void) { return GDN_VERSION; }
 #define gdni_store_vec GDNI_NAME(store_vec)
 #define gdni_load_row GDNI_NAME(load_row)
 #define gdni_store_row GDNI_NAME(store_row)
-#define gdni_fold GDNI_NAME(fold)
+#define gdni_fold4 GDNI_NAME(fold4)
 #define gdni_sum16 GDNI_NAME(sum16)
 #define gdni_scale_row GDNI_NAME(scale_row)
 #define gdni_prepare_qk GDNI_NAME(prepare_qk)
 #define gdni_decays GDNI_NAME(decays)
 #define gdni_betas GDNI_NAME(betas)
 #define gdni_prepare_gates GDNI_NAME(prepare_gates)
-#define gdni_sweep_columns GDNI_NAME(sweep_columns)
-#define gdni_sweep_rows GDNI_NAME(sweep_rows)
-#define gdni_sweep_kv GDNI_NAME(sweep_kv)
-#define gdni_sweep_vk GDNI_NAME(sweep_vk)
+#define gdni_sweep_block GDNI_NAME(sweep_block)
+#define gdni_sweep_blocks GDNI_NAME(sweep_blocks)
 #define gdni_sweep GDNI_NAME(sweep)
+#define gdni_move_block GDNI_NAME(move_block)
 #define gdni_move_tile GDNI_NAME(move_tile)
 #define gdni_finish_token GDNI_NAME(finish_token)
 #define gdni_aim_sums GDNI_NAME(aim_sums)
@@ -1895,25 +1931,40 @@ static void gdni_store_row(void *row, gdn_dtype dtype, ptrdiff_t count, const fl
 
 enum { GDNI_NAME(parts) = GDNI_LANES16 / GDNI_LANES };
 
-/* Sixteen partial sums to one: l + (l+8), l + (l+4), l + (l+2), l + (l+1). */
-GDNI_INLINE float gdni_fold(const gdni_vec *part) {
-    float x[GDNI_LANES16];
-    memcpy(x, part, sizeof x);
-    for (int width = 8; width > 0; width /= 2)
-        for (int l = 0; l < width; l++) {
-            GDNI_EXACT
-            x[l] = x[l] + x[l + width];
-        }
-    return x[0];
+/* Four times sixteen partial sums to four sums: l + (l+8), l + (l+4), l + (l+2), l + (l+1). */
+GDNI_INLINE void gdni_fold4(gdni_vec (*x)[GDNI_NAME(parts)], float *sums) {
+#ifdef GDNI_FOLD_TO_4
+    gdni_store_four(sums, gdni_fold_fours(GDNI_FOLD_TO_4(x[0]), GDNI_FOLD_TO_4(x[1]), GDNI_FOLD_TO_4(x[2]),
+                                          GDNI_FOLD_TO_4(x[3])));
+#else
+    for (int i = 0; i < 4; i++) {
+        float y[GDNI_LANES16];
+        memcpy(y, x[i], sizeof y);
+        for (int width = 8; width > 0; width /= 2)
+            for (int l = 0; l < width; l++) {
+                GDNI_EXACT
+                y[l] = y[l] + y[l + width];
+            }
+        sums[i] = y[0];
+    }
+#endif
 }
 
-static float gdni_sum16(const float *x, const float *y, ptrdiff_t kp) {
-    gdni_vec part[GDNI_NAME(parts)];
-    for (int p = 0; p < GDNI_NAME(parts); p++) part[p] = gdni_set1(0.0f);
-    for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES16)
-        for (int p = 0; p < GDNI_NAME(parts); p++)
-            part[p] = gdni_fma(gdni_load(x + i + p * GDNI_LANES), gdni_load(y + i + p * GDNI_LANES), part[p]);
-    return gdni_fold(part);
+/* Three sums over K at once: x.x, y.y, x.y. */
+static void gdni_sum16(const float *x, const float *y, ptrdiff_t kp, float *sums) {
+    gdni_vec part[4][GDNI_NAME(parts)];
+    for (int i = 0; i < 4; i++)
+        for (int p = 0; p < GDNI_NAME(parts); p++) part[i][p] = gdni_set1(0.0f);
+    for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES16) {
+        GDNI_UNROLL
+        for (int p = 0; p < GDNI_NAME(parts); p++) {
+            const gdni_vec a = gdni_load(x + i + p * GDNI_LANES), b = gdni_load(y + i + p * GDNI_LANES);
+            part[0][p] = gdni_fma(a, a, part[0][p]);
+            part[1][p] = gdni_fma(b, b, part[1][p]);
+            part[2][p] = gdni_fma(a, b, part[2][p]);
+        }
+    }
+    gdni_fold4(part, sums);
 }
 
 /* x * factor, with the factor as the sum of two floats. */
@@ -1929,14 +1980,16 @@ static void gdni_scale_row(float *x, double factor, ptrdiff_t kp) {
 static void gdni_prepare_qk(const gdn_params *r, const gdni_sequence *s, ptrdiff_t h, ptrdiff_t t0, ptrdiff_t count,
                             const gdni_workspace *w) {
     for (ptrdiff_t t = 0; t < count; t++) {
-        float *q = w->q + t * w->kp, *k = w->k + t * w->kp;
+        float *q = w->q + t * w->kp, *k = w->k + t * w->kp, sums[4];
         gdni_load_row(gdni_row(&r->q, s, t0 + t, h), r->q.dtype, r->head_k_dim, w->kp, q);
         gdni_load_row(gdni_row(&r->k, s, t0 + t, h), r->k.dtype, r->head_k_dim, w->kp, k);
         if (r->use_qk_l2norm_in_kernel) {
-            gdni_scale_row(q, r->scale * gdni_norm_factor(r, gdni_sum16(q, q, w->kp)), w->kp);
-            gdni_scale_row(k, gdni_norm_factor(r, gdni_sum16(k, k, w->kp)), w->kp);
+            gdni_sum16(q, k, w->kp, sums);
+            gdni_scale_row(q, r->scale * gdni_norm_factor(r, sums[0]), w->kp);
+            gdni_scale_row(k, gdni_norm_factor(r, sums[1]), w->kp);
         } else gdni_scale_row(q, r->scale, w->kp);
-        w->qk[t] = gdni_sum16(q, k, w->kp);
+        gdni_sum16(q, k, w->kp, sums);
+        w->qk[t] = sums[2];
     }
 }
 
@@ -2013,28 +2066,46 @@ typedef struct GDNI_NAME(sweep_args) {
 } GDNI_NAME(sweep_args);
 #define gdni_sweep_args GDNI_NAME(sweep_args)
 
-/* GDN_STATE_KV: `rows` rows of nv vectors of columns; each column sums in order. */
-GDNI_INLINE void gdni_sweep_columns(const gdni_sweep_args *x, float *tile, ptrdiff_t rows, ptrdiff_t c, const int nv,
-                                    const bool update, const bool sums) {
-    gdni_vec A[4], B[4], d[4];
+/* nv vectors of columns, from column c of the segment on, held as [rows][nv vectors]. `sixteen`: sixteen partial sums
+ * over the rows, taken in the order in which they can be folded as they come (0+8, 4+12, their sum, ...). */
+GDNI_INLINE void gdni_sweep_block(const gdni_sweep_args *x, float *tile, ptrdiff_t rows, ptrdiff_t c, const int nv,
+                                  const bool update, const bool sums, const bool sixteen) {
+    static const unsigned char order[GDNI_LANES16] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
+    const int groups = sixteen && sums ? GDNI_LANES16 : 1;
+    gdni_vec A[4], B[4], d[4], open_A[4][4], open_B[4][4];
     GDNI_UNROLL
-    for (int j = 0; j < nv; j++) {
-        A[j] = B[j] = gdni_set1(0.0f);
-        d[j] = update ? gdni_load(x->d + c + j * GDNI_LANES) : A[j];
-    }
-    for (ptrdiff_t i = 0; i < rows; i++) {
-        float *row = tile + i * nv * GDNI_LANES;
+    for (int j = 0; j < nv; j++) d[j] = update ? gdni_load(x->d + c + j * GDNI_LANES) : gdni_set1(0.0f);
+    for (int group = 0; group < groups; group++) {
         GDNI_UNROLL
-        for (int j = 0; j < nv; j++) {
-            gdni_vec s = gdni_load(row + j * GDNI_LANES);
-            if (update) {
-                s = gdni_fma(gdni_set1(x->k[i]), d[j], gdni_mul(gdni_set1(x->decay[i]), s));
-                gdni_store(row + j * GDNI_LANES, s);
+        for (int j = 0; j < nv; j++) A[j] = B[j] = gdni_set1(0.0f);
+        for (ptrdiff_t i = order[group]; i < rows; i += groups) {
+            float *row = tile + i * nv * GDNI_LANES;
+            GDNI_UNROLL
+            for (int j = 0; j < nv; j++) {
+                gdni_vec s = gdni_load(row + j * GDNI_LANES);
+                if (update) {
+                    s = gdni_fma(gdni_set1(x->k[i]), d[j], gdni_mul(gdni_set1(x->decay[i]), s));
+                    gdni_store(row + j * GDNI_LANES, s);
+                }
+                if (sums) {
+                    A[j] = gdni_fma(gdni_set1(x->kn[i]), s, A[j]);
+                    B[j] = gdni_fma(gdni_set1(x->qn[i]), s, B[j]);
+                }
             }
-            if (sums) {
-                A[j] = gdni_fma(gdni_set1(x->kn[i]), s, A[j]);
-                B[j] = gdni_fma(gdni_set1(x->qn[i]), s, B[j]);
+        }
+        if (groups == 1) break;
+        for (int level = 0, open = group; level < 4; level++, open >>= 1) {
+            GDNI_UNROLL
+            for (int j = 0; j < nv; j++) {
+                if (open & 1) {
+                    A[j] = gdni_add(open_A[level][j], A[j]);
+                    B[j] = gdni_add(open_B[level][j], B[j]);
+                } else {
+                    open_A[level][j] = A[j];
+                    open_B[level][j] = B[j];
+                }
             }
+            if (!(open & 1)) break;
         }
     }
     if (!sums) return;
@@ -2045,93 +2116,58 @@ GDNI_INLINE void gdni_sweep_columns(const gdni_sweep_args *x, float *tile, ptrdi
     }
 }
 
-/* GDN_STATE_VK: n rows of kp floats, each one column of the state; sixteen partial sums each. */
-GDNI_INLINE void gdni_sweep_rows(const gdni_sweep_args *x, float *tile, ptrdiff_t kp, ptrdiff_t c, const int n,
-                                 const bool update, const bool sums) {
-    gdni_vec A[GDNI_VK_ROWS][GDNI_NAME(parts)], B[GDNI_VK_ROWS][GDNI_NAME(parts)], d[GDNI_VK_ROWS];
-    GDNI_UNROLL
-    for (int j = 0; j < n; j++) {
-        GDNI_UNROLL
-        for (int p = 0; p < GDNI_NAME(parts); p++) A[j][p] = B[j][p] = gdni_set1(0.0f);
-        d[j] = gdni_set1(update ? x->d[c + j] : 0.0f);
-    }
-    for (ptrdiff_t block = 0; block < kp; block += GDNI_LANES16) {
-        GDNI_UNROLL
-        for (int p = 0; p < GDNI_NAME(parts); p++) {
-            const ptrdiff_t i = block + p * GDNI_LANES;
-            GDNI_UNROLL
-            for (int j = 0; j < n; j++) {
-                gdni_vec s = gdni_load(tile + j * kp + i);
-                if (update) {
-                    s = gdni_fma(gdni_load(x->k + i), d[j], gdni_mul(gdni_load(x->decay + i), s));
-                    gdni_store(tile + j * kp + i, s);
-                }
-                if (sums) {
-                    A[j][p] = gdni_fma(gdni_load(x->kn + i), s, A[j][p]);
-                    B[j][p] = gdni_fma(gdni_load(x->qn + i), s, B[j][p]);
-                }
-            }
-        }
-    }
-    for (int j = 0; j < n && sums; j++) {
-        x->A[c + j] = gdni_fold(A[j]);
-        x->B[c + j] = gdni_fold(B[j]);
-    }
-}
-
-/* A GDN_STATE_KV tile is cut into column blocks of four vectors, the last one narrower, each [K][block]. */
-GDNI_INLINE void gdni_sweep_kv(const gdni_sweep_args *x, float *tile, ptrdiff_t rows, ptrdiff_t columns,
-                               const bool update, const bool sums) {
+/* A tile is cut into blocks of four vectors of columns, the last one narrower. */
+GDNI_INLINE void gdni_sweep_blocks(const gdni_sweep_args *x, float *tile, ptrdiff_t rows, ptrdiff_t columns,
+                                   const bool update, const bool sums, const bool sixteen) {
     ptrdiff_t c = 0;
-    for (; c + 4 * GDNI_LANES <= columns; c += 4 * GDNI_LANES)
-        gdni_sweep_columns(x, tile + c * rows, rows, c, 4, update, sums);
-    if (columns - c > 2 * GDNI_LANES) gdni_sweep_columns(x, tile + c * rows, rows, c, 3, update, sums);
-    else if (columns - c > GDNI_LANES) gdni_sweep_columns(x, tile + c * rows, rows, c, 2, update, sums);
-    else if (columns - c > 0) gdni_sweep_columns(x, tile + c * rows, rows, c, 1, update, sums);
+    for (; columns - c > 3 * GDNI_LANES; c += 4 * GDNI_LANES)
+        gdni_sweep_block(x, tile + c * rows, rows, c, 4, update, sums, sixteen);
+    if (columns - c > 2 * GDNI_LANES) gdni_sweep_block(x, tile + c * rows, rows, c, 3, update, sums, sixteen);
+    else if (columns - c > GDNI_LANES) gdni_sweep_block(x, tile + c * rows, rows, c, 2, update, sums, sixteen);
+    else if (columns - c > 0) gdni_sweep_block(x, tile + c * rows, rows, c, 1, update, sums, sixteen);
 }
 
-GDNI_INLINE void gdni_sweep_vk(const gdni_sweep_args *x, float *tile, ptrdiff_t kp, ptrdiff_t columns,
-                               const bool update, const bool sums) {
-    ptrdiff_t c = 0;
-    for (; c + GDNI_VK_ROWS <= columns; c += GDNI_VK_ROWS)
-        gdni_sweep_rows(x, tile + c * kp, kp, c, GDNI_VK_ROWS, update, sums);
-    for (; c < columns; c++) gdni_sweep_rows(x, tile + c * kp, kp, c, 1, update, sums);
-}
-
-static void gdni_sweep(const gdni_sweep_args *x, const gdni_segment *segment, ptrdiff_t rows, ptrdiff_t kp, bool vk,
+static void gdni_sweep(const gdni_sweep_args *x, float *tile, ptrdiff_t rows, ptrdiff_t columns, bool sixteen,
                        bool update, bool sums) {
-    const ptrdiff_t columns = segment->c1 - segment->c0;
-    float *tile = segment->tile;
-    if (vk && update && sums) gdni_sweep_vk(x, tile, kp, columns, true, true);
-    else if (vk && update) gdni_sweep_vk(x, tile, kp, columns, true, false);
-    else if (vk) gdni_sweep_vk(x, tile, kp, columns, false, true);
-    else if (update && sums) gdni_sweep_kv(x, tile, rows, columns, true, true);
-    else if (update) gdni_sweep_kv(x, tile, rows, columns, true, false);
-    else gdni_sweep_kv(x, tile, rows, columns, false, true);
+    if (!sums) gdni_sweep_blocks(x, tile, rows, columns, true, false, false);
+    else if (sixteen && update) gdni_sweep_blocks(x, tile, rows, columns, true, true, true);
+    else if (sixteen) gdni_sweep_blocks(x, tile, rows, columns, false, true, true);
+    else if (update) gdni_sweep_blocks(x, tile, rows, columns, true, true, false);
+    else gdni_sweep_blocks(x, tile, rows, columns, false, true, false);
+}
+
+/* Copies columns of a state matrix into a block of its tile (`width` floats a row), or (store) back. */
+static void gdni_move_block(const gdn_params *r, gdni_matrix m, ptrdiff_t c, ptrdiff_t count, ptrdiff_t width, bool store,
+                            float *block, float *column) {
+    const ptrdiff_t K = r->head_k_dim, size = gdni_dtype_size(m.dtype);
+    if (r->state_layout == GDN_STATE_KV) {
+        for (ptrdiff_t i = 0; i < K; i++) {
+            char *row = m.data + (i * r->head_v_dim + c) * size;
+            if (store) gdni_store_row(row, m.dtype, count, block + i * width);
+            else gdni_load_row(row, m.dtype, count, width, block + i * width);
+        }
+        return;
+    }
+    for (ptrdiff_t j = 0; j < width; j++) {
+        char *row = m.data + (c + j) * K * size;
+        if (store && j >= count) return;
+        for (ptrdiff_t i = 0; i < K && store; i++) column[i] = block[i * width + j];
+        if (store) gdni_store_row(row, m.dtype, K, column);
+        else gdni_load_row(row, m.dtype, j < count ? K : 0, gdni_round_up(K, GDNI_LANES), column);
+        for (ptrdiff_t i = 0; i < K && !store; i++) block[i * width + j] = column[i];
+    }
 }
 
 /* Copies a segment of a state matrix into its tile (NULL: zeros), or (store) back. */
-static void gdni_move_tile(const gdn_params *r, gdni_matrix m, const gdni_segment *x, ptrdiff_t kp, bool store) {
-    const ptrdiff_t K = r->head_k_dim, V = r->head_v_dim, size = gdni_dtype_size(m.dtype);
-    const ptrdiff_t columns = x->c1 - x->c0;
-    if (store && m.data == NULL) return;
+static void gdni_move_tile(const gdn_params *r, gdni_matrix m, const gdni_segment *x, bool store, const gdni_workspace *w) {
+    const ptrdiff_t columns = x->c1 - x->c0, K = r->head_k_dim;
     if (m.data == NULL) {
-        memset(x->tile, 0, (size_t)(gdni_round_up(columns, GDNI_LANES) * kp) * sizeof(float));
-    } else if (r->state_layout == GDN_STATE_VK) {
-        for (ptrdiff_t c = 0; c < columns; c++) {
-            char *row = m.data + (x->c0 + c) * K * size;
-            if (store) gdni_store_row(row, m.dtype, K, x->tile + c * kp);
-            else gdni_load_row(row, m.dtype, K, kp, x->tile + c * kp);
-        }
-    } else {
-        for (ptrdiff_t c = 0; c < columns; c += 4 * GDNI_LANES) {
-            const ptrdiff_t count = gdni_min(columns - c, 4 * GDNI_LANES), width = gdni_round_up(count, GDNI_LANES);
-            for (ptrdiff_t i = 0; i < K; i++) {
-                char *row = m.data + (i * V + x->c0 + c) * size;
-                if (store) gdni_store_row(row, m.dtype, count, x->tile + c * K + i * width);
-                else gdni_load_row(row, m.dtype, count, width, x->tile + c * K + i * width);
-            }
-        }
+        if (!store) memset(x->tile, 0, (size_t)(gdni_round_up(columns, GDNI_LANES) * K) * sizeof(float));
+        return;
+    }
+    for (ptrdiff_t c = 0; c < columns; c += 4 * GDNI_LANES) {
+        const ptrdiff_t count = gdni_min(columns - c, 4 * GDNI_LANES);
+        gdni_move_block(r, m, x->c0 + c, count, gdni_round_up(count, GDNI_LANES), store, x->tile + c * K, w->column);
     }
 }
 
@@ -2166,13 +2202,13 @@ static void gdni_aim_sums(const gdn_params *r, gdni_sweep_args *x, ptrdiff_t t, 
 static void gdni_aim_update(const gdn_params *r, gdni_sweep_args *x, ptrdiff_t t, const gdni_workspace *w) {
     x->k = w->k + t * w->kp;
     x->decay = w->decay + (r->is_kda ? t * w->kp : 0);
-    for (ptrdiff_t i = 0; i < w->kp && !r->is_kda; i += GDNI_LANES) gdni_store(w->decay + i, GDNI_SET1(w->gate[t]));
+    for (ptrdiff_t i = 0; i < w->kp && !r->is_kda; i += GDNI_LANES) gdni_store(w->decay + i, gdni_set1(w->gate[t]));
 }
 
 /* Tokens t0 to t0 + count of one segment, whose q, k and gates are prepared. */
 static void gdni_run_block(const gdn_params *r, const gdni_sequence *s, ptrdiff_t n, const gdni_segment *segment,
                            ptrdiff_t t0, ptrdiff_t count, const gdni_workspace *w) {
-    const ptrdiff_t K = r->head_k_dim, kp = w->kp, hv = segment->value_head;
+    const ptrdiff_t K = r->head_k_dim, hv = segment->value_head, columns = segment->c1 - segment->c0;
     const bool vk = r->state_layout == GDN_STATE_VK, tree = r->retrieve_parent_token.data != NULL && s->row >= 0;
     bool have_sums = false; /* A and B are those of token t */
     gdni_sweep_args x;
@@ -2180,18 +2216,18 @@ static void gdni_run_block(const gdn_params *r, const gdni_sequence *s, ptrdiff_
     x.A = w->A, x.B = w->B, x.d = w->d;
     for (ptrdiff_t t = 0; t < count; t++) {
         const int64_t parent = gdni_parent(r, s, n, t0 + t);
-        if (parent >= 0) gdni_move_tile(r, gdni_cache_matrix(r, s->row, parent, hv), segment, kp, false);
+        if (parent >= 0) gdni_move_tile(r, gdni_cache_matrix(r, s->row, parent, hv), segment, false, w);
         if (!have_sums) {
             gdni_aim_sums(r, &x, t, w);
-            gdni_sweep(&x, segment, K, kp, vk, false, true);
+            gdni_sweep(&x, segment->tile, K, columns, vk, false, true);
         }
         gdni_finish_token(r, s, segment, t0 + t, r->is_kda ? 1.0f : w->gate[t], w->beta[t], w->qk[t], w);
         have_sums = t + 1 < count && !tree;
         if (have_sums) gdni_aim_sums(r, &x, t + 1, w);
         gdni_aim_update(r, &x, t, w);
-        gdni_sweep(&x, segment, K, kp, vk, true, have_sums);
-        gdni_move_tile(r, gdni_cache_matrix(r, s->row, t0 + t, hv), segment, kp, true);
-        gdni_move_tile(r, gdni_pool_matrix(r, gdni_step_slot(r, s, n, t0 + t), hv), segment, kp, true);
+        gdni_sweep(&x, segment->tile, K, columns, vk, true, have_sums);
+        gdni_move_tile(r, gdni_cache_matrix(r, s->row, t0 + t, hv), segment, true, w);
+        gdni_move_tile(r, gdni_pool_matrix(r, gdni_step_slot(r, s, n, t0 + t), hv), segment, true, w);
     }
 }
 
@@ -2221,7 +2257,7 @@ static void gdni_run_group(const gdn_params *r, const gdni_sequence *s, ptrdiff_
     memset(w->gate, 0, (size_t)(w->block + GDNI_LANES16) * sizeof(float));
     memset(w->beta, 0, (size_t)(w->block + GDNI_LANES16) * sizeof(float));
     for (int i = 0; i < count; i++)
-        gdni_move_tile(r, gdni_pool_matrix(r, s->read, segments[i].value_head), &segments[i], w->kp, false);
+        gdni_move_tile(r, gdni_pool_matrix(r, s->read, segments[i].value_head), &segments[i], false, w);
     for (ptrdiff_t t = 0; t < s->length; t += w->block) {
         const ptrdiff_t tokens = gdni_min(w->block, s->length - t);
         gdni_prepare_qk(r, s, start.key_head, t, tokens, w);
@@ -2245,24 +2281,24 @@ static void gdni_run_items(const gdn_params *r, ptrdiff_t first, ptrdiff_t last,
     }
 }
 
+#undef gdni_half_vec
 #undef gdni_vec
 #undef gdni_word
 #undef gdni_half
-#undef gdni_load
-#undef gdni_store
+#undef gdni_dvec
+#undef gdni_dword
 #undef gdni_set1
 #undef gdni_fma
+#undef gdni_load
+#undef gdni_store
 #undef gdni_mul
 #undef gdni_add
 #undef gdni_sub
+#undef gdni_load_double
+#undef gdni_store_double
 #undef gdni_words
 #undef gdni_floats
 #undef gdni_select
-#undef gdni_half_vec
-#undef gdni_dvec
-#undef gdni_dword
-#undef gdni_load_double
-#undef gdni_store_double
 #undef gdni_dset1
 #undef gdni_dmul
 #undef gdni_dadd
@@ -2279,18 +2315,17 @@ static void gdni_run_items(const gdn_params *r, ptrdiff_t first, ptrdiff_t last,
 #undef gdni_store_vec
 #undef gdni_load_row
 #undef gdni_store_row
-#undef gdni_fold
+#undef gdni_fold4
 #undef gdni_sum16
 #undef gdni_scale_row
 #undef gdni_prepare_qk
 #undef gdni_decays
 #undef gdni_betas
 #undef gdni_prepare_gates
-#undef gdni_sweep_columns
-#undef gdni_sweep_rows
-#undef gdni_sweep_kv
-#undef gdni_sweep_vk
+#undef gdni_sweep_block
+#undef gdni_sweep_blocks
 #undef gdni_sweep
+#undef gdni_move_block
 #undef gdni_move_tile
 #undef gdni_finish_token
 #undef gdni_aim_sums
@@ -2310,4 +2345,5 @@ static void gdni_run_items(const gdn_params *r, ptrdiff_t first, ptrdiff_t last,
 #undef GDNI_SET1
 #undef GDNI_DSET1
 #undef GDNI_FMA
+#undef GDNI_FOLD_TO_4
 #endif /* GDNI_KERNEL */

@@ -1,0 +1,80 @@
+#!/bin/sh
+# What the header leaves behind: macros, symbols, writable data, calls out of it.
+#
+#   tests/compile/names.sh COMPILER...      C compilers, and C++ compilers by a name with ++
+set -eu
+
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+printf '#include "gdn_varlen.h"\n' >interface.c
+printf '#define GDN_IMPLEMENTATION\n#include "gdn_varlen.h"\n' >implementation.c
+
+failed=0
+# refuse WHAT FILE: every line of FILE is a failure.
+refuse() {
+    [ -s "$2" ] || return 0
+    echo "FAILED: $compiler: $1:" >&2
+    sed 's/^/    /' "$2" >&2
+    failed=1
+}
+
+# macros FILE: those that the header defines, by the line markers of the preprocessor; into `used` all, into `left`
+# those still there at the end.
+macros() {
+    $compile -E -dD -I "$root" "$1" | awk '
+        /^# [0-9]+ "/ { ours = $3 ~ /gdn_varlen\.h"$/ }
+        /^#define / && ours { sub(/\(.*/, "", $2); used[$2]; left[$2] }
+        /^#undef / { delete left[$2] }
+        END { for (name in used) print name >"used"; for (name in left) print name >"left" }'
+    grep -qx GDN_VERSION left
+}
+
+# The functions that the interface declares.
+sed -n '/end of the interface/q; s/^GDN_API .*[ *]\(gdn_[a-z0-9_]*\)(.*/\1/p' "$root/gdn_varlen.h" | sort >declared
+[ -s declared ]
+
+# Embedders have macros of one letter and other short ones; the interface must not use such names.
+{
+    printf '#include <stdbool.h>\n#include <stddef.h>\n#include <stdint.h>\n'
+    for word in A B C D E F G H I J K L M N O P Q R S T U V W X Y Z HV BV BK min max abs likely small near far unix linux; do
+        printf '#undef %s\n#define %s @\n' $word $word
+    done
+    cat interface.c
+} >hostile.c
+
+for compiler in "$@"; do
+    case $compiler in
+    *++*) compile="$compiler -x c++ -std=c++11" ;;
+    *) compile="$compiler -x c -std=c11" ;;
+    esac
+
+    $compile -fsyntax-only -I "$root" hostile.c || { echo "FAILED: $compiler: names of the interface" >&2; failed=1; }
+
+    macros interface.c
+    grep -v '^GDN_' used >bad || :
+    refuse "macros of the interface without the prefix GDN_" bad
+    macros implementation.c
+    grep -vi '^gdni\{0,1\}_' used >bad || :
+    refuse "macros of the implementation without the prefix of the project, for a while" bad
+    grep -v '^GDNI\{0,1\}_' left >bad || :
+    refuse "macros of the implementation that stay, without the prefix GDN_ or GDNI_" bad
+
+    for level in -O0 -O2; do
+        # Without position independence, tables of pointers are where constants are.
+        $compile $level -fno-pie -fno-pic -I "$root" -c implementation.c -o implementation.o
+        nm -g --defined-only implementation.o | awk '{ print $NF }' | sort >defined
+        grep -vxF -f declared defined >bad || :
+        refuse "symbols that the interface does not declare ($level)" bad
+        grep -vxF -f defined declared >bad || :
+        refuse "functions of the interface that are not defined ($level)" bad
+        nm implementation.o | awk '$(NF - 1) ~ /^[bBdDCsSgG]$/' >bad
+        refuse "writable data ($level)" bad
+        nm -u implementation.o | awk '{ print $NF }' |
+            grep -vxE 'mem(cpy|set|move)|malloc|free|exp|log1p|sqrt|__cpu_(model|indicator_init)' >bad || :
+        refuse "calls of functions outside the list ($level)" bad
+    done
+    echo "$compiler: $(wc -l <left) macros, $(wc -l <defined) functions"
+done
+exit $failed

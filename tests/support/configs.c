@@ -1,0 +1,247 @@
+#include "configs.h"
+
+#include "rng.h"
+#include "test.h"
+
+const call_config configs[] = {
+    /* Shapes, layouts, lengths. */
+    {.name = "kv",
+     .p = {HEADS(2, 4, 16, 32), POOL(KV, 6, GDN_F32)},
+     .lens = LIST(5, 0, 17, 1),
+     .initial_state_indices = LIST(4, 0, 2, 5)},
+    {.name = "vk",
+     .p = {HEADS(2, 4, 24, 40), POOL(VK, 6, GDN_F32)},
+     .lens = LIST(0, 5, 17, 1, 0),
+     .initial_state_indices = LIST(0, 4, 2, 5, 1)},
+    {.name = "kda kv",
+     .p = {HEADS(2, 4, 24, 40), POOL(KV, 6, GDN_F32), .is_kda = true},
+     .lens = LIST(5, 17, 1),
+     .initial_state_indices = LIST(4, 2, 5)},
+    {.name = "kda vk",
+     .p = {HEADS(2, 4, 16, 32), POOL(VK, 6, GDN_F32), .is_kda = true},
+     .lens = LIST(5, 17, 1, 0),
+     .initial_state_indices = LIST(4, 2, 5, 0)},
+    {.name = "no pool", .p = {FIXED(3, 9), HEADS(2, 2, 32, 48)}},
+    {.name = "no pool, kda", .p = {HEADS(1, 3, 20, 20), .is_kda = true}, .lens = LIST(2, 9)},
+    {.name = "fixed length, slot n", .p = {FIXED(3, 7), HEADS(3, 6, 17, 15), POOL(KV, 4, GDN_F32)}},
+    {.name = "fixed length vk, slot n", .p = {FIXED(2, 7), HEADS(1, 2, 33, 65), POOL(VK, 2, GDN_F32)}},
+    {.name = "no tokens", .p = {FIXED(2, 0), HEADS(1, 2, 8, 8), POOL(VK, 2, GDN_F32)}},
+    {.name = "one by one", .p = {FIXED(1, 3), HEADS(1, 1, 1, 1), POOL(KV, 1, GDN_F32)}},
+    {.name = "one by one, vk", .p = {FIXED(1, 3), HEADS(1, 1, 1, 1), POOL(VK, 1, GDN_F32), .is_kda = true}},
+    {.name = "long kv", .p = {HEADS(1, 2, 16, 40), POOL(KV, 3, GDN_F32)}, .lens = LIST(273, 64, 1)},
+    {.name = "long kda vk", .p = {HEADS(1, 1, 33, 24), POOL(VK, 3, GDN_F32), .is_kda = true}, .lens = LIST(1, 273, 65)},
+    {.name = "many heads", .p = {FIXED(2, 5), HEADS(16, 48, 8, 8), POOL(VK, 2, GDN_F32)}},
+    {.name = "decode",
+     .p = {FIXED(5, 1), HEADS(2, 4, 64, 64), POOL(VK, 9, GDN_F32)},
+     .initial_state_indices = LIST(8, 1, 3, 0, 6)},
+    {.name = "rows behind the last sequence",
+     .p = {HEADS(1, 2, 8, 8), POOL(KV, 2, GDN_F32)},
+     .lens = LIST(3, 4),
+     .tail = 5},
+    {.name = "int64 indices",
+     .p = {HEADS(1, 2, 8, 8), POOL(KV, 5, GDN_F32)},
+     .lens = LIST(3, 4, 1),
+     .initial_state_indices = LIST(4, 0, 2),
+     .index_dtype = GDN_I64},
+
+    /* q and k. */
+    {.name = "l2 sum plus eps",
+     .p = {FIXED(2, 5), HEADS(2, 4, 24, 16), POOL(VK, 2, GDN_F32), .use_qk_l2norm_in_kernel = true, .l2norm_eps = 0.5}},
+    {.name = "l2 mean plus eps",
+     .p = {FIXED(2, 5), HEADS(2, 4, 24, 16), POOL(KV, 2, GDN_F32), .use_qk_l2norm_in_kernel = true, .l2norm_eps = 0.5,
+           .l2norm_form = GDN_L2NORM_MEAN_PLUS_EPS}},
+    {.name = "l2 max norm eps",
+     .p = {FIXED(2, 5), HEADS(2, 4, 24, 16), POOL(VK, 2, GDN_F32), .use_qk_l2norm_in_kernel = true, .l2norm_eps = 5,
+           .l2norm_form = GDN_L2NORM_MAX_NORM_EPS}},
+    {.name = "l2 norm plus eps",
+     .p = {FIXED(2, 5), HEADS(2, 4, 24, 16), POOL(KV, 2, GDN_F32), .is_kda = true, .use_qk_l2norm_in_kernel = true,
+           .l2norm_eps = 0.5, .l2norm_form = GDN_L2NORM_NORM_PLUS_EPS}},
+    {.name = "l2, eps left at its default", .p = {FIXED(2, 5), HEADS(2, 4, 128, 32), .use_qk_l2norm_in_kernel = true}},
+    {.name = "scale", .p = {FIXED(2, 5), HEADS(2, 4, 24, 16), .scale = 0.3}},
+    {.name = "scale and l2", .p = {FIXED(2, 5), HEADS(2, 4, 24, 16), .scale = 3, .use_qk_l2norm_in_kernel = true}},
+    {.name = "tiled heads", .p = {FIXED(2, 5), HEADS(2, 6, 12, 20), POOL(VK, 2, GDN_F32), .head_map = GDN_HEADS_TILED}},
+    {.name = "tiled heads, kda kv",
+     .p = {FIXED(2, 5), HEADS(3, 6, 12, 40), POOL(KV, 2, GDN_F32), .is_kda = true, .head_map = GDN_HEADS_TILED}},
+
+    /* Gates. */
+    {.name = "softplus beta, threshold",
+     .p = {FIXED(2, 9), HEADS(2, 4, 8, 8), .softplus_beta = 2, .softplus_threshold = 0.5}},
+    {.name = "lower bound", .p = {FIXED(2, 9), HEADS(2, 4, 8, 8), .has_lower_bound = true, .lower_bound = -5}},
+    {.name = "lower bound, kda",
+     .p = {FIXED(2, 9), HEADS(2, 4, 8, 8), POOL(VK, 2, GDN_F32), .is_kda = true, .has_lower_bound = true,
+           .lower_bound = -0.5}},
+    {.name = "log gate", .p = {FIXED(2, 9), HEADS(2, 4, 8, 8), POOL(KV, 2, GDN_F32), .gate_input = GDN_GATE_LOG}},
+    {.name = "log gate, kda",
+     .p = {FIXED(2, 9), HEADS(2, 4, 24, 8), POOL(VK, 2, GDN_F32), .is_kda = true, .gate_input = GDN_GATE_LOG}},
+    {.name = "decay", .p = {FIXED(2, 9), HEADS(2, 4, 8, 8), POOL(VK, 2, GDN_F32), .gate_input = GDN_GATE_DECAY}},
+    {.name = "decay, kda",
+     .p = {FIXED(2, 9), HEADS(2, 4, 24, 8), POOL(KV, 2, GDN_F32), .is_kda = true, .gate_input = GDN_GATE_DECAY}},
+
+    /* Beta. */
+    {.name = "beta given", .p = {FIXED(2, 9), HEADS(2, 4, 8, 8), .beta_input = GDN_BETA_GIVEN}},
+    {.name = "no b", .p = {FIXED(2, 9), HEADS(2, 4, 8, 8), POOL(VK, 2, GDN_F32)}, .no_b = true},
+    {.name = "no b, negative eigenvalues",
+     .p = {FIXED(2, 9), HEADS(2, 4, 32, 8), .allow_neg_eigval = true, .use_qk_l2norm_in_kernel = true},
+     .no_b = true},
+    {.name = "beta per column", .p = {FIXED(2, 9), HEADS(2, 4, 8, 40), POOL(KV, 2, GDN_F32), .beta_per_column = true}},
+    {.name = "beta per column, given, vk",
+     .p = {FIXED(2, 9), HEADS(2, 4, 8, 33), POOL(VK, 2, GDN_F32), .beta_per_column = true,
+           .beta_input = GDN_BETA_GIVEN}},
+    {.name = "negative eigenvalues",
+     .p = {FIXED(2, 9), HEADS(2, 4, 32, 8), POOL(VK, 2, GDN_F32), .allow_neg_eigval = true,
+           .use_qk_l2norm_in_kernel = true}},
+    {.name = "negative eigenvalues, given, per column",
+     .p = {FIXED(2, 9), HEADS(2, 4, 32, 9), .beta_per_column = true, .beta_input = GDN_BETA_GIVEN,
+           .allow_neg_eigval = true, .use_qk_l2norm_in_kernel = true}},
+
+    /* Dtypes. */
+    {.name = "bfloat16",
+     .p = {HEADS(2, 4, 64, 32), DTYPES(GDN_BF16), POOL(VK, 3, GDN_BF16), .use_qk_l2norm_in_kernel = true},
+     .lens = LIST(3, 21)},
+    {.name = "float16", .p = {HEADS(2, 4, 20, 36), DTYPES(GDN_F16), POOL(KV, 3, GDN_F16)}, .lens = LIST(3, 21)},
+    {.name = "bfloat16 kda",
+     .p = {HEADS(2, 4, 20, 36), DTYPES(GDN_BF16), POOL(KV, 3, GDN_BF16), .is_kda = true},
+     .lens = LIST(3, 21)},
+    {.name = "float16 kda",
+     .p = {HEADS(2, 4, 33, 35), DTYPES(GDN_F16), POOL(VK, 3, GDN_F16), .is_kda = true, .beta_per_column = true},
+     .lens = LIST(3, 21)},
+    {.name = "a dtype for each tensor",
+     .p = {HEADS(2, 4, 19, 37), POOL(VK, 3, GDN_BF16), .q.dtype = GDN_BF16, .k.dtype = GDN_F16, .a.dtype = GDN_BF16,
+           .b.dtype = GDN_F16, .dt_bias.dtype = GDN_BF16, .A_log.dtype = GDN_F16, .o.dtype = GDN_F16},
+     .lens = LIST(3, 12)},
+    {.name = "bfloat16 projections, float32 gates",
+     .p = {HEADS(2, 4, 19, 37), POOL(KV, 3, GDN_F16), DTYPES(GDN_BF16)},
+     .lens = LIST(3, 12)},
+    {.name = "float32 in, bfloat16 out",
+     .p = {FIXED(2, 7), HEADS(1, 2, 16, 33), POOL(KV, 2, GDN_F32), .o.dtype = GDN_BF16, .v.dtype = GDN_F16}},
+
+    /* The pool. */
+    {.name = "padding, computed",
+     .p = {HEADS(2, 4, 8, 40), POOL(VK, 4, GDN_F32)},
+     .lens = LIST(3, 4, 5),
+     .initial_state_indices = LIST(-1, 2, -7)},
+    {.name = "padding, zero",
+     .p = {HEADS(2, 4, 8, 40), POOL(KV, 4, GDN_F32), .padding = GDN_PADDING_ZERO},
+     .lens = LIST(3, 4, 0, 5),
+     .initial_state_indices = LIST(-1, 2, -1, -7)},
+    {.name = "padding, zero, bfloat16",
+     .p = {FIXED(3, 4), HEADS(2, 4, 8, 40), POOL(VK, 4, GDN_BF16), DTYPES(GDN_BF16), .padding = GDN_PADDING_ZERO},
+     .initial_state_indices = LIST(-1, 2, 1)},
+    {.name = "padding, left",
+     .p = {HEADS(2, 4, 8, 40), POOL(KV, 4, GDN_F32), .padding = GDN_PADDING_LEAVE},
+     .lens = LIST(3, 4, 5),
+     .initial_state_indices = LIST(-1, 2, -7)},
+    {.name = "null slot",
+     .p = {HEADS(2, 2, 8, 16), POOL(KV, 4, GDN_F32), .has_null_slot = true},
+     .lens = LIST(3, 4, 5, 2),
+     .initial_state_indices = LIST(0, 2, 0, 1)},
+    {.name = "null slot 3, zero",
+     .p = {FIXED(4, 2), HEADS(2, 2, 8, 16), POOL(KV, 4, GDN_F32), .has_null_slot = true, .null_slot = 3,
+           .padding = GDN_PADDING_ZERO},
+     .initial_state_indices = LIST(0, 3, -1, 1)},
+    {.name = "null slot, left, slot n",
+     .p = {FIXED(3, 2), HEADS(2, 2, 8, 16), POOL(VK, 4, GDN_F32), .has_null_slot = true, .padding = GDN_PADDING_LEAVE}},
+    {.name = "read-only pool",
+     .p = {HEADS(2, 4, 16, 8), POOL(VK, 4, GDN_F32), .disable_state_update = true},
+     .lens = LIST(3, 4, 5),
+     .initial_state_indices = LIST(2, 2, 0)},
+    {.name = "slots to write",
+     .p = {HEADS(2, 4, 16, 8), POOL(KV, 9, GDN_F32), .has_null_slot = true, .null_slot = 8},
+     .lens = LIST(3, 4, 5, 0, 2, 1, 2),
+     .initial_state_indices = LIST(2, 2, 0, 5, -1, 6, 7),
+     .output_state_indices = LIST(1, 3, 0, 4, 5, -1, 8)},
+    {.name = "slots to write, bfloat16",
+     .p = {FIXED(2, 4), HEADS(1, 2, 16, 24), POOL(VK, 4, GDN_BF16)},
+     .output_state_indices = LIST(3, 2)},
+
+    /* States of every step. */
+    {.name = "cache", .p = {FIXED(2, 4), HEADS(2, 4, 16, 40), POOL(KV, 2, GDN_F32), CACHE(3, 6, GDN_F32)}},
+    {.name = "cache, rows, read-only pool",
+     .p = {HEADS(2, 4, 16, 8), POOL(VK, 5, GDN_F32), CACHE(3, 4, GDN_F32), .disable_state_update = true},
+     .lens = LIST(3, 4, 0, 2, 4),
+     .initial_state_indices = LIST(2, -1, 1, 4, 0),
+     .intermediate_state_indices = LIST(2, 0, 1, -1, 1)},
+    {.name = "cache, padding left",
+     .p = {HEADS(2, 4, 16, 8), POOL(VK, 5, GDN_F32), CACHE(3, 4, GDN_F32), .padding = GDN_PADDING_LEAVE},
+     .lens = LIST(3, 4, 2),
+     .initial_state_indices = LIST(2, -1, 1),
+     .intermediate_state_indices = LIST(2, 0, 1)},
+    {.name = "cache without pool",
+     .p = {FIXED(2, 4), HEADS(2, 2, 9, 33), CACHE(2, 4, GDN_F16), .state_layout = GDN_STATE_VK, .is_kda = true}},
+    {.name = "bfloat16 cache, float32 pool",
+     .p = {FIXED(2, 4), HEADS(2, 2, 16, 33), POOL(KV, 2, GDN_F32), CACHE(2, 4, GDN_BF16)}},
+    {.name = "tree",
+     .p = {FIXED(2, 6), HEADS(2, 4, 16, 40), POOL(KV, 2, GDN_F32), CACHE(2, 6, GDN_F32)},
+     .retrieve_parent_token = LIST(-9, 0, 0, 1, 1, 2, 77, 0, 1, 2, 0, 4)},
+    {.name = "tree, kda vk",
+     .p = {HEADS(2, 4, 16, 8), POOL(VK, 4, GDN_F32), CACHE(3, 6, GDN_F32), .is_kda = true,
+           .disable_state_update = true},
+     .lens = LIST(6, 3, 4),
+     .initial_state_indices = LIST(1, 3, -1),
+     .intermediate_state_indices = LIST(2, -1, 0),
+     .retrieve_parent_token = LIST(0, 0, 0, 1, 1, 2, 0, -5, 9, 0, 0, 0, 0, 0, 0, 2, 0, 0)},
+    {.name = "tree, bfloat16 cache",
+     .p = {FIXED(1, 6), HEADS(2, 4, 16, 8), POOL(VK, 1, GDN_F32), CACHE(1, 6, GDN_BF16)},
+     .retrieve_parent_token = LIST(0, 0, 0, 2, 1, 3),
+     .tolerance = 0x1p-7},
+    {.name = "slots for steps",
+     .p = {HEADS(2, 4, 16, 40), POOL(VK, 14, GDN_F32), .is_kda = true},
+     .lens = LIST(4, 4, 3),
+     .ssm_state_indices = LIST(9, 8, 7, 12, 2, 4, 3, 11, 10, 13, 5, 6),
+     .num_accepted_tokens = LIST(1, 3, 4)},
+    {.name = "slots for steps, none accepted",
+     .p = {FIXED(2, 3), HEADS(2, 2, 16, 8), POOL(KV, 9, GDN_BF16)},
+     .ssm_state_indices = LIST(8, 7, -1, 5, 2, 4),
+     .index_dtype = GDN_I64},
+    {.name = "slots for steps, null slot, cache",
+     .p = {HEADS(2, 2, 16, 8), POOL(KV, 9, GDN_F16), CACHE(4, 3, GDN_F32), .has_null_slot = true,
+           .padding = GDN_PADDING_ZERO},
+     .lens = LIST(3, 2, 3, 0),
+     .ssm_state_indices = LIST(8, 0, 3, 0, 7, 5, 4, 2, -3, 1, 1, 1),
+     .num_accepted_tokens = LIST(1, 1, 2, 1)},
+};
+const ptrdiff_t num_configs = COUNT(configs);
+
+call *random_call(ptrdiff_t i) {
+    enum { SEQUENCES = 4 };
+    static const gdn_dtype dtypes[] = {GDN_F32, GDN_BF16, GDN_F16};
+    rng r = rng_stream(&i, 1);
+    int lens[SEQUENCES], slots[SEQUENCES];
+    for (int n = 0; n < SEQUENCES; n++) {
+        lens[n] = (int)rng_below(&r, 9);
+        slots[n] = rng_below(&r, 5) == 0 ? -1 : n;
+    }
+    ptrdiff_t H = 1 + rng_below(&r, 3), HV = H * (1 + rng_below(&r, 3));
+    ptrdiff_t K = 1 + rng_below(&r, 40), V = 1 + rng_below(&r, 70);
+    call_config config = {.p = {HEADS(H, HV, K, V)}, .lens = {SEQUENCES, lens}};
+    gdn_params *p = &config.p;
+    p->state_layout = rng_below(&r, 2) ? GDN_STATE_VK : GDN_STATE_KV;
+    p->padding = (gdn_padding)rng_below(&r, 3);
+    p->has_null_slot = rng_below(&r, 4) == 0;
+    p->null_slot = rng_below(&r, SEQUENCES);
+    p->disable_state_update = rng_below(&r, 4) == 0;
+    p->scale = rng_below(&r, 2) ? rng_uniform(&r, 0.1, 2) : 0;
+    p->use_qk_l2norm_in_kernel = rng_below(&r, 2) != 0;
+    p->l2norm_form = (gdn_l2norm_form)rng_below(&r, 4);
+    p->l2norm_eps = rng_below(&r, 2) ? rng_uniform(&r, 1e-6, 1) : 0;
+    p->softplus_beta = rng_below(&r, 2) ? rng_uniform(&r, 0.5, 2) : 0;
+    p->is_kda = rng_below(&r, 2) != 0;
+    p->gate_input = (gdn_gate_input)rng_below(&r, 3);
+    p->has_lower_bound = p->gate_input == GDN_GATE_RAW && rng_below(&r, 3) == 0;
+    p->lower_bound = p->has_lower_bound ? -rng_uniform(&r, 0, 5) : 0;
+    p->beta_input = (gdn_beta_input)rng_below(&r, 2);
+    p->beta_per_column = rng_below(&r, 3) == 0;
+    p->allow_neg_eigval = p->use_qk_l2norm_in_kernel && rng_below(&r, 3) == 0;
+    p->head_map = (gdn_head_map)rng_below(&r, 2);
+    config.no_b = !p->beta_per_column && rng_below(&r, 5) == 0;
+    config.index_dtype = rng_below(&r, 2) ? GDN_I64 : GDN_I32;
+    if (rng_below(&r, 4) > 0) {
+        p->initial_state_source.num_states = SEQUENCES;
+        config.initial_state_indices = (call_list){SEQUENCES, slots};
+    }
+    gdn_dtype *const dtype[] = {&p->A_log.dtype, &p->a.dtype, &p->dt_bias.dtype,
+                                &p->q.dtype,     &p->k.dtype, &p->v.dtype,
+                                &p->b.dtype,     &p->o.dtype, &p->initial_state_source.dtype};
+    for (ptrdiff_t j = 0; j < COUNT(dtype); j++) *dtype[j] = dtypes[rng_below(&r, 3)];
+    return call_new(&config);
+}

@@ -1,0 +1,26 @@
+/* What every test program shares: cmocka, the seed, and failures that say where they happened. */
+#ifndef TEST_H
+#define TEST_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <cmocka.h>
+
+#define COUNT(array) ((ptrdiff_t)(sizeof(array) / sizeof((array)[0])))
+
+/* The seed of all data: GDN_TEST_SEED from the environment, or a fixed one. */
+uint64_t test_seed(void);
+
+/* Prints what is needed to repeat a run of this program; to be called first in main(). */
+void test_banner(const char *program);
+
+/* Says what is being tested from here on, in the manner of printf; test_fail() repeats it. */
+void test_context(const char *format, ...);
+
+/* Fails the running test. */
+void test_fail(const char *format, ...);
+
+#endif

@@ -1,0 +1,826 @@
+/* Is what is computed what the contract says? The float64 oracle is held to an independent computation with dense
+ * matrices, float32 to the oracle, and the gates, conversions and extreme inputs to what is known exactly. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "compare.h"
+#include "configs.h"
+#include "run.h"
+#include "test.h"
+
+/* ---- an independent computation ------------------------------------------------------------------ */
+
+static double *new_doubles(ptrdiff_t count) {
+    double *x = calloc((size_t)count, sizeof *x);
+    if (x == NULL) abort();
+    return x;
+}
+
+static double sigmoid(double x) {
+    return 1 / (1 + exp(-x));
+}
+
+static double decay_of(const gdn_params *p, double a, double A_log, double dt_bias) {
+    if (p->gate_input == GDN_GATE_DECAY) return a;
+    if (p->gate_input == GDN_GATE_LOG) return exp(a);
+    double x = a + dt_bias, A = exp(A_log);
+    if (p->has_lower_bound) return exp(p->lower_bound * sigmoid(A * x));
+    double beta = p->softplus_beta == 0 ? 1 : p->softplus_beta;
+    double threshold = p->softplus_threshold == 0 ? 20 : p->softplus_threshold;
+    return exp(-A * (beta * x <= threshold ? log1p(exp(beta * x)) / beta : x));
+}
+
+static double decay_at(const call *c, ptrdiff_t batch, ptrdiff_t token, ptrdiff_t hv, ptrdiff_t k) {
+    bool raw = c->p.gate_input == GDN_GATE_RAW;
+    ptrdiff_t i = c->p.is_kda ? k : 0;
+    return decay_of(&c->p, call_get(c, CALL_A, batch, token, hv, i), raw ? call_get(c, CALL_A_LOG, 0, 0, hv, 0) : 0,
+                    raw ? call_get(c, CALL_DT_BIAS, 0, 0, hv, i) : 0);
+}
+
+static double beta_at(const call *c, ptrdiff_t batch, ptrdiff_t token, ptrdiff_t hv, ptrdiff_t v) {
+    double beta = call_has(c, CALL_B) ? call_get(c, CALL_B, batch, token, hv, c->p.beta_per_column ? v : 0) : 1;
+    if (call_has(c, CALL_B) && c->p.beta_input == GDN_BETA_RAW) beta = sigmoid(beta);
+    return c->p.allow_neg_eigval ? 2 * beta : beta;
+}
+
+/* A row of q or k, normalised if the call says so. */
+static void load_row(const call *c, call_array which, ptrdiff_t batch, ptrdiff_t token, ptrdiff_t hv, double *x) {
+    ptrdiff_t K = c->p.head_k_dim;
+    double norm = 0, eps = c->p.l2norm_eps == 0 ? 1e-6 : c->p.l2norm_eps;
+    for (ptrdiff_t i = 0; i < K; i++) {
+        x[i] = call_get(c, which, batch, token, call_key_head(c, hv), i);
+        norm = hypot(norm, x[i]);
+    }
+    if (!c->p.use_qk_l2norm_in_kernel) return;
+    switch (c->p.l2norm_form) {
+    case GDN_L2NORM_SUM_PLUS_EPS:
+        norm = hypot(norm, sqrt(eps));
+        break;
+    case GDN_L2NORM_MEAN_PLUS_EPS:
+        norm = hypot(norm, sqrt((double)K * eps));
+        break;
+    case GDN_L2NORM_MAX_NORM_EPS:
+        norm = fmax(norm, eps);
+        break;
+    case GDN_L2NORM_NORM_PLUS_EPS:
+        norm = norm + eps;
+        break;
+    }
+    for (ptrdiff_t i = 0; i < K; i++) x[i] /= norm;
+}
+
+static void move_state(call *c, call_array which, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t hv, bool store, double *S) {
+    for (ptrdiff_t k = 0; k < c->p.head_k_dim; k++)
+        for (ptrdiff_t v = 0; v < c->p.head_v_dim; v++) {
+            double *s = &S[v * c->p.head_k_dim + k];
+            ptrdiff_t at = call_state_index(c, k, v);
+            if (store)
+                call_set(c, which, i0, i1, hv, at, *s);
+            else
+                *s = call_get(c, which, i0, i1, hv, at);
+        }
+}
+
+/* One token of one column s of the state: s = (I - beta k k^T) diag(decay) s + beta v k, with the matrix written out.
+ */
+static void dense_step(ptrdiff_t K, const double *k, const double *decay, double beta, double v, double *s) {
+    double *next = new_doubles(K);
+    for (ptrdiff_t i = 0; i < K; i++) {
+        next[i] = beta * v * k[i];
+        for (ptrdiff_t j = 0; j < K; j++) next[i] += ((i == j) - beta * k[i] * k[j]) * decay[j] * s[j];
+    }
+    memcpy(s, next, (size_t)K * sizeof *s);
+    free(next);
+}
+
+static void dense_head(call *c, ptrdiff_t n, ptrdiff_t hv) {
+    ptrdiff_t K = c->p.head_k_dim, V = c->p.head_v_dim, start = call_start_slot(c, n), row = call_cache_row(c, n);
+    double *q = new_doubles(K), *k = new_doubles(K), *decay = new_doubles(K), *S = new_doubles(K * V);
+    double scale = c->p.scale == 0 ? pow((double)K, -0.5) : c->p.scale;
+    if (start >= 0) move_state(c, CALL_INITIAL_POOL, start, 0, hv, false, S);
+    for (ptrdiff_t t = 0; t < call_length(c, n); t++) {
+        ptrdiff_t batch = call_batch(c, n), token = call_token(c, n, t), slot = call_written_slot(c, n, t);
+        if (call_has(c, CALL_PARENTS) && row >= 0 && t > 0)
+            move_state(c, CALL_CACHE, row, (ptrdiff_t)call_get(c, CALL_PARENTS, 0, 0, n, t), hv, false, S);
+        load_row(c, CALL_Q, batch, token, hv, q);
+        load_row(c, CALL_K, batch, token, hv, k);
+        for (ptrdiff_t i = 0; i < K; i++) decay[i] = decay_at(c, batch, token, hv, i);
+        for (ptrdiff_t v = 0; v < V; v++) {
+            double *s = &S[v * K], o = 0;
+            dense_step(K, k, decay, beta_at(c, batch, token, hv, v), call_get(c, CALL_V, batch, token, hv, v), s);
+            for (ptrdiff_t i = 0; i < K; i++) o += scale * q[i] * s[i];
+            call_set(c, CALL_O, batch, token, hv, v, o);
+        }
+        if (row >= 0) move_state(c, CALL_CACHE, row, t, hv, true, S);
+        if (slot >= 0) move_state(c, CALL_POOL, slot, 0, hv, true, S);
+    }
+    free(q);
+    free(k);
+    free(decay);
+    free(S);
+}
+
+/* Does what the library does to a call, into its o, pool and cache. */
+static void run_dense(call *c) {
+    call_reset(c);
+    for (ptrdiff_t n = 0; n < call_num_seqs(c); n++)
+        for (ptrdiff_t hv = 0; hv < c->p.num_value_heads; hv++)
+            if (!call_padded(c, n) || c->p.padding == GDN_PADDING_COMPUTE) dense_head(c, n, hv);
+    for (ptrdiff_t n = 0; n < call_num_seqs(c); n++)
+        for (ptrdiff_t t = 0; call_padded(c, n) && c->p.padding == GDN_PADDING_ZERO && t < call_length(c, n); t++)
+            for (ptrdiff_t hv = 0; hv < c->p.num_value_heads; hv++)
+                for (ptrdiff_t v = 0; v < c->p.head_v_dim; v++)
+                    call_set(c, CALL_O, call_batch(c, n), call_token(c, n, t), hv, v, 0);
+}
+
+/* ---- every option -------------------------------------------------------------------------------- */
+
+static void check_oracle(const call *c) {
+    call *oracle = call_clone_f64(c), *dense = call_clone_f64(c);
+    run(oracle, RUN_WHOLE);
+    run_dense(dense);
+    assert_close(oracle, dense, 1e-12);
+    call_free(dense);
+    call_free(oracle);
+}
+
+static void check_f32(call *c) {
+    call *oracle = call_clone_f64(c);
+    run(c, RUN_WHOLE);
+    run(oracle, RUN_WHOLE);
+    assert_close(c, oracle, c->tolerance > 0 ? c->tolerance : USUAL_TOLERANCE);
+    call_free(oracle);
+}
+
+static void oracle_against_dense_matrices(void **state) {
+    (void)state;
+    for (ptrdiff_t i = 0; i < num_configs; i++) {
+        call *c = call_new(&configs[i]);
+        test_context("%s, oracle", configs[i].name);
+        check_oracle(c);
+        call_free(c);
+    }
+}
+
+static void float64_tensors(void **state) {
+    (void)state;
+    const call_config config = {.p = {HEADS(2, 4, 9, 35), DTYPES(GDN_F64), POOL(VK, 3, GDN_F64), CACHE(3, 7, GDN_F64)},
+                                .lens = LIST(7, 0, 5)};
+    call *c = call_new(&config);
+    c->p.compute = GDN_COMPUTE_F64;
+    test_context("float64 tensors");
+    check_oracle(c);
+    call_free(c);
+}
+
+static void options(void **state) {
+    (void)state;
+    for (ptrdiff_t i = 0; i < num_configs; i++) {
+        call *c = call_new(&configs[i]);
+        test_context("%s", configs[i].name);
+        check_f32(c);
+        call_free(c);
+    }
+}
+
+/* The four kinds of sweep: both layouts, one gate for each head or for each row. */
+static void check_sweeps(call_config config) {
+    for (int kind = 0; kind < 4; kind++) {
+        config.p.state_layout = kind & 1 ? GDN_STATE_VK : GDN_STATE_KV;
+        config.p.is_kda = (kind & 2) != 0;
+        call *c = call_new(&config);
+        test_context("%td, %td heads of %td x %td, %td tokens, %s%s", c->p.num_key_heads, c->p.num_value_heads,
+                     c->p.head_k_dim, c->p.head_v_dim, c->p.seq_len, kind & 1 ? "vk" : "kv", kind & 2 ? ", kda" : "");
+        check_f32(c);
+        call_free(c);
+    }
+}
+
+static void head_dims(void **state) {
+    (void)state;
+    static const ptrdiff_t dims[][2] = {{16, 16},   {32, 32},   {64, 32}, {64, 64},   {64, 128},
+                                        {128, 64},  {128, 128}, {60, 60}, {100, 100}, {96, 192},
+                                        {256, 256}, {256, 512}, {1, 1},   {7, 5},     {33, 65}};
+    for (ptrdiff_t i = 0; i < COUNT(dims); i++) {
+        const call_config config = {
+            .p = {HEADS(1, 2, dims[i][0], dims[i][1]), POOL(KV, 3, GDN_F32), .use_qk_l2norm_in_kernel = true},
+            .lens = LIST(1, 0, 6)};
+        check_sweeps(config);
+    }
+}
+
+static void heads(void **state) {
+    (void)state;
+    static const ptrdiff_t heads[][2] = {{1, 1}, {1, 2},   {1, 3},   {2, 2},   {3, 6},   {2, 8},   {4, 4},
+                                         {4, 8}, {16, 16}, {16, 32}, {16, 48}, {16, 64}, {30, 30}, {32, 32}};
+    for (ptrdiff_t i = 0; i < COUNT(heads); i++) {
+        call_config config = {.p = {FIXED(2, 3), HEADS(heads[i][0], heads[i][1], 8, 8), POOL(KV, 2, GDN_F32)}};
+        check_sweeps(config);
+        config.p.head_map = GDN_HEADS_TILED;
+        check_sweeps(config);
+    }
+}
+
+static const call_list varlen[] = {LIST(15),
+                                   LIST(256, 244, 500),
+                                   LIST(15, 85, 200, 900, 800),
+                                   LIST(64, 128, 512),
+                                   LIST(511, 501),
+                                   LIST(1, 2, 3),
+                                   LIST(31, 63, 93, 123, 150, 500),
+                                   LIST(63, 64, 65),
+                                   LIST(127, 128, 129),
+                                   LIST(0, 256),
+                                   LIST(255, 0, 1),
+                                   LIST(7, 0),
+                                   LIST(0, 0, 0),
+                                   LIST(1, 1, 1, 1, 1, 1, 1, 1)};
+
+static void lengths(void **state) {
+    (void)state;
+    static const ptrdiff_t fixed[] = {0,  1,   2,   3,   7,   15,  16,  31,  32,  33,  61,   63,   64,
+                                      65, 100, 127, 128, 129, 200, 255, 256, 273, 500, 1000, 2048, 8192};
+    for (ptrdiff_t i = 0; i < COUNT(fixed); i++) {
+        const call_config config = {.p = {FIXED(1, fixed[i]), HEADS(1, 1, 16, 16), POOL(KV, 1, GDN_F32)}};
+        check_sweeps(config);
+    }
+    for (ptrdiff_t i = 0; i < COUNT(varlen); i++) {
+        const call_config config = {.p = {HEADS(1, 2, 12, 20), POOL(KV, 8, GDN_F32)}, .lens = varlen[i]};
+        check_sweeps(config);
+    }
+}
+
+static void combinations(void **state) {
+    (void)state;
+    for (ptrdiff_t i = 0; i < 100; i++) {
+        call *c = random_call(i);
+        test_context("combination %td", i);
+        check_oracle(c);
+        check_f32(c);
+        call_free(c);
+    }
+}
+
+/* A padded sequence under GDN_PADDING_COMPUTE gives what it gives from a slot of zeros. */
+static void padding_computes_from_zeros(void **state) {
+    (void)state;
+    for (int kind = 0; kind < 4; kind++) {
+        call_config config = {.p = {HEADS(2, 4, 24, 40), POOL(KV, 4, GDN_F32), .has_null_slot = true, .null_slot = 1},
+                              .lens = LIST(4, 3, 5),
+                              .initial_state_indices = LIST(-1, 2, 1)};
+        config.p.state_layout = kind & 1 ? GDN_STATE_VK : GDN_STATE_KV;
+        config.p.is_kda = (kind & 2) != 0;
+        test_context("padding, kind %d", kind);
+        call *padded = call_new(&config);
+        config.p.has_null_slot = false;
+        config.initial_state_indices = (call_list)LIST(0, 2, 1);
+        call *zeros = call_new(&config);
+        for (ptrdiff_t hv = 0; hv < 4; hv++)
+            for (ptrdiff_t i = 0; i < 24 * 40; i++) {
+                call_set(zeros, CALL_INITIAL_POOL, 0, 0, hv, i, 0);
+                call_set(zeros, CALL_INITIAL_POOL, 1, 0, hv, i, 0);
+            }
+        run(padded, RUN_WHOLE);
+        run(zeros, RUN_WHOLE);
+        assert_same_array(padded, zeros, CALL_O);
+        call_free(zeros);
+        call_free(padded);
+    }
+}
+
+/* ---- gates, beta, conversions: element for element ------------------------------------------------ */
+
+/* The distance of float32 numbers around x. */
+static double ulp(double x) {
+    return fmax(ldexp(1, ilogb(fmax(fabs(x), 0x1p-149)) - 23), 0x1p-149);
+}
+
+/* The arguments of a function worth trying: a fine sweep, the edges of its branches, and numbers around zero. */
+static ptrdiff_t arguments(double *x, ptrdiff_t capacity) {
+    static const double edges[] = {-316,   -104,       -103.98, -100,       -88,    -87.4, -87.3, -20,   -17,
+                                   -16.64, -1e-3,      -1e-10,  -1e-30,     -1e-42, 0,     1e-42, 1e-30, 1e-10,
+                                   1e-3,   19.9999981, 20,      20.0000019, 88,     89,    100};
+    ptrdiff_t count = 0;
+    for (; count < COUNT(edges); count++) x[count] = (double)(float)edges[count];
+    x[count++] = (double)(-0.0f);
+    for (double y = -105; count < capacity; y += 210.0 / (double)capacity) x[count++] = (double)(float)y;
+    return count;
+}
+
+/* With beta and k of 0 a state of ones becomes the decay. */
+static void decays(void **state) {
+    (void)state;
+    enum { BATCH = 111, CHANNELS = 37 };
+    static const struct {
+        gdn_params p;
+        double A_log;
+    } gates[] = {
+        {.A_log = 0},
+        {.A_log = 2.77258872},
+        {.A_log = -20},
+        {.p = {.softplus_beta = 2, .softplus_threshold = 5}},
+        {.p = {.softplus_beta = 0.5, .softplus_threshold = 1e30}, .A_log = -3},
+        {.p = {.softplus_threshold = -2}, .A_log = -3},
+        {.p = {.has_lower_bound = true, .lower_bound = -5}},
+        {.p = {.has_lower_bound = true, .lower_bound = -80}},
+        {.p = {.gate_input = GDN_GATE_LOG}},
+        {.p = {.gate_input = GDN_GATE_DECAY}},
+    };
+    static double x[BATCH * CHANNELS];
+    arguments(x, COUNT(x));
+    for (ptrdiff_t i = 0; i < 2 * COUNT(gates); i++) {
+        call_config config = {.p = gates[i / 2].p};
+        gdn_params *p = &config.p;
+        p->is_kda = i % 2 != 0;
+        p->batch_size = p->is_kda ? BATCH : BATCH * CHANNELS;
+        p->head_k_dim = p->is_kda ? CHANNELS : 1;
+        p->seq_len = p->num_key_heads = p->num_value_heads = p->head_v_dim = 1;
+        p->state_layout = GDN_STATE_KV;
+        p->initial_state_source.num_states = p->batch_size;
+        p->beta_input = GDN_BETA_GIVEN;
+        call *c = call_new(&config);
+        call_fill(c, CALL_INITIAL_POOL, 1);
+        call_fill(c, CALL_B, 0);
+        call_fill(c, CALL_K, 0);
+        if (call_has(c, CALL_A_LOG)) call_fill(c, CALL_A_LOG, gates[i / 2].A_log);
+        if (call_has(c, CALL_DT_BIAS)) call_fill(c, CALL_DT_BIAS, 0);
+        for (ptrdiff_t j = 0; j < COUNT(x); j++) {
+            /* An infinite decay of one channel would make all of its column NaN. */
+            double gate = p->gate_input == GDN_GATE_LOG ? fmin(x[j], 88.5) : x[j];
+            call_set(c, CALL_A, j / p->head_k_dim, 0, 0, j % p->head_k_dim, gate);
+        }
+        test_context("decays, gate %td%s", i / 2, p->is_kda ? ", kda" : "");
+        run(c, RUN_WHOLE);
+        for (ptrdiff_t j = 0; j < COUNT(x); j++) {
+            double expected = decay_at(c, j / p->head_k_dim, 0, 0, j % p->head_k_dim);
+            double actual = call_get(c, CALL_POOL, j / p->head_k_dim, 0, 0, j % p->head_k_dim);
+            /* 0.6 for the last rounding; 0.1 each for softplus or sigmoid and for exp(A_log), times log(decay). */
+            double units = 0.6;
+            if (p->gate_input == GDN_GATE_DECAY) units = 0;
+            if (p->gate_input == GDN_GATE_RAW) units += 0.2 * fabs(log(fmax(expected, 1e-50)));
+            if (!(fabs(actual - expected) <= units * ulp(expected)))
+                test_fail("decay of %.9g is %.9g, expected %.17g", x[j], actual, expected);
+        }
+        call_free(c);
+    }
+}
+
+/* With zero state, q = k = v = 1 and scale 1 the output is beta. */
+static void betas(void **state) {
+    (void)state;
+    enum { TOKENS = 113, COLUMNS = 37 };
+    static double x[TOKENS * COLUMNS];
+    arguments(x, COUNT(x));
+    for (int kind = 0; kind < 4; kind++) {
+        call_config config = {
+            .p = {.batch_size = 1, .num_key_heads = 1, .num_value_heads = 1, .head_k_dim = 1, .scale = 1}};
+        gdn_params *p = &config.p;
+        p->beta_per_column = (kind & 1) != 0;
+        p->allow_neg_eigval = (kind & 2) != 0;
+        p->gate_input = GDN_GATE_DECAY; /* 0: every token starts afresh */
+        p->head_v_dim = p->beta_per_column ? COLUMNS : 1;
+        p->seq_len = p->beta_per_column ? TOKENS : TOKENS * COLUMNS;
+        call *c = call_new(&config);
+        call_fill(c, CALL_Q, 1);
+        call_fill(c, CALL_K, 1);
+        call_fill(c, CALL_V, 1);
+        call_fill(c, CALL_A, 0);
+        for (ptrdiff_t j = 0; j < COUNT(x); j++) call_set(c, CALL_B, 0, j / p->head_v_dim, 0, j % p->head_v_dim, x[j]);
+        test_context("betas, kind %d", kind);
+        run(c, RUN_WHOLE);
+        for (ptrdiff_t j = 0; j < COUNT(x); j++) {
+            double expected = sigmoid(x[j]) * (p->allow_neg_eigval ? 2 : 1);
+            double actual = call_get(c, CALL_O, 0, j / p->head_v_dim, 0, j % p->head_v_dim);
+            if (!(fabs(actual - expected) <= 0.6 * ulp(expected)))
+                test_fail("beta of %.9g is %.9g, expected %.17g", x[j], actual, expected);
+        }
+        call_free(c);
+    }
+}
+
+static bool same_number(double x, double y) {
+    return isnan(x) ? isnan(y) != 0 : x == y;
+}
+
+/* All numbers of a 16-bit type through v, the output and the pool. A decay and beta of 1 and a zero state hand v on
+ * to both; a beta and k of 0 hand the state on. */
+static void every_half_is_read_exactly(void **state) {
+    (void)state;
+    enum { NUMBERS = 65536, ROWS = 16 };
+    for (int kind = 0; kind < 4; kind++) {
+        gdn_dtype dtype = kind & 1 ? GDN_F16 : GDN_BF16;
+        bool vk = (kind & 2) != 0;
+        call_config config = {.p = {FIXED(1, 1), HEADS(1, 1, 1, NUMBERS), POOL(KV, 1, GDN_F32), .scale = 1,
+                                    .gate_input = GDN_GATE_DECAY, .beta_input = GDN_BETA_GIVEN}};
+        config.p.v.dtype = config.p.initial_state_source.dtype = dtype;
+        if (vk) {
+            config.p.state_layout = GDN_STATE_VK;
+            config.p.head_k_dim = ROWS;
+            config.p.head_v_dim = NUMBERS / ROWS;
+        }
+        for (int beta = 0; beta < 2; beta++) {
+            call *c = call_new(&config);
+            call_fill(c, CALL_A, 1);
+            call_fill(c, CALL_B, beta);
+            call_fill(c, CALL_Q, 1);
+            call_fill(c, CALL_K, 1);
+            if (beta == 1) call_fill(c, CALL_INITIAL_POOL, 0);
+            for (ptrdiff_t i = 0; i < NUMBERS; i++) {
+                uint16_t bits = (uint16_t)i;
+                /* In the state, NaN and infinity would not stay alone. */
+                if ((vk || beta == 0) && !isfinite(element_load((element)dtype, &bits))) bits = 0;
+                if (i < c->p.head_v_dim) memcpy(call_at(c, CALL_V, 0, 0, 0, i), &bits, sizeof bits);
+                if (beta == 0) memcpy(call_at(c, CALL_INITIAL_POOL, 0, 0, 0, i), &bits, sizeof bits);
+            }
+            if (beta == 0) call_fill(c, CALL_V, 0);
+            if (beta == 0) call_fill(c, CALL_K, 0);
+            test_context("16-bit numbers, kind %d, beta %d", kind, beta);
+            run(c, RUN_WHOLE);
+            for (ptrdiff_t k = 0; k < c->p.head_k_dim; k++)
+                for (ptrdiff_t v = 0; v < c->p.head_v_dim; v++) {
+                    ptrdiff_t at = call_state_index(c, k, v);
+                    double x =
+                        beta == 1 ? call_get(c, CALL_V, 0, 0, 0, v) : call_get(c, CALL_INITIAL_POOL, 0, 0, 0, at);
+                    if (!same_number(call_get(c, CALL_POOL, 0, 0, 0, at), x))
+                        test_fail("%.9g is not kept by the pool", x);
+                    if (!vk && !same_number(call_get(c, CALL_O, 0, 0, 0, v), x))
+                        test_fail("%.9g is not read as it is", x);
+                }
+            call_free(c);
+        }
+    }
+}
+
+/* v is handed on to the output and, with k = 1, to the state: numbers halfway between two of a 16-bit type, and one
+ * step of float32 (of float64 in the oracle, where no float32 may come between) to either side. */
+static void halves_are_rounded_to_even(void **state) {
+    (void)state;
+    enum { NUMBERS = 65536 };
+    for (int kind = 0; kind < 8; kind++) {
+        element type = kind & 1 ? ELEMENT_F16 : ELEMENT_BF16;
+        bool oracle = (kind & 2) != 0;
+        call_config config = {.p = {FIXED(3, 1), HEADS(1, 1, 1, NUMBERS), POOL(KV, 3, (gdn_dtype)type), .scale = 1,
+                                    .gate_input = GDN_GATE_DECAY},
+                              .no_b = true};
+        config.p.o.dtype = (gdn_dtype)type;
+        config.p.v.dtype = oracle ? GDN_F64 : GDN_F32;
+        config.p.compute = oracle ? GDN_COMPUTE_F64 : GDN_COMPUTE_F32;
+        config.p.state_layout = kind & 4 ? GDN_STATE_VK : GDN_STATE_KV;
+        call *c = call_new(&config);
+        call_fill(c, CALL_INITIAL_POOL, 0);
+        call_fill(c, CALL_A, 1);
+        call_fill(c, CALL_Q, 1);
+        call_fill(c, CALL_K, 1);
+        for (ptrdiff_t i = 0; i < NUMBERS; i++) {
+            uint16_t bits[] = {(uint16_t)(i - 1), (uint16_t)i, (uint16_t)(i + 1)};
+            double below = element_load(type, &bits[0]), at = element_load(type, &bits[1]);
+            double above = element_load(type, &bits[2]);
+            /* Above the largest number the half step is as long as below it. */
+            double x = isinf(above) && !isinf(at) ? at + (at - below) / 2 : (at + above) / 2;
+            for (int side = -1; side <= 1; side++) {
+                double toward = side < 0 ? -HUGE_VAL : side > 0 ? HUGE_VAL : x;
+                call_set(c, CALL_V, side + 1, 0, 0, i,
+                         oracle ? nextafter(x, toward) : (double)nextafterf((float)x, (float)toward));
+            }
+        }
+        test_context("rounding, kind %d", kind);
+        run(c, RUN_WHOLE);
+        for (ptrdiff_t i = 0; i < 3 * NUMBERS; i++) {
+            ptrdiff_t n = i / NUMBERS, v = i % NUMBERS;
+            double x = call_get(c, CALL_V, n, 0, 0, v);
+            uint16_t rounded;
+            element_store(type, &rounded, x);
+            if (!element_same(type, &rounded, call_at(c, CALL_POOL, n, 0, 0, v)) && x != 0)
+                test_fail("%.17g is stored in the pool as %.9g", x, call_get(c, CALL_POOL, n, 0, 0, v));
+            if (!element_same(type, &rounded, call_at(c, CALL_O, n, 0, 0, v)) && x != 0)
+                test_fail("%.17g is stored in o as %.9g", x, call_get(c, CALL_O, n, 0, 0, v));
+        }
+        call_free(c);
+    }
+}
+
+/* A 16-bit output, pool or cache is the rounded float32 one (float64 one), so each is rounded once, at the end. */
+static void outputs_are_rounded_once(void **state) {
+    (void)state;
+    for (ptrdiff_t i = 0; i < num_configs; i++) {
+        call *c = call_new(&configs[i]);
+        for (int type = 0; type < 4 && !call_has(c, CALL_PARENTS); type++) {
+            test_context("%s, rounded once, kind %d", configs[i].name, type);
+            /* Both start from the same states: those that the 16-bit pool can hold. */
+            call *rounded = call_clone_outputs(c, type & 1 ? ELEMENT_F16 : ELEMENT_BF16);
+            call *exact = call_clone_outputs(rounded, type & 2 ? ELEMENT_F64 : ELEMENT_F32);
+            rounded->p.compute = exact->p.compute = type & 2 ? GDN_COMPUTE_F64 : GDN_COMPUTE_F32;
+            run(rounded, RUN_WHOLE);
+            run(exact, RUN_WHOLE);
+            call *expected = call_clone_outputs(rounded, rounded->array[CALL_O].type);
+            for (call_array j = CALL_O; j < CALL_NUM_ARRAYS; j++) {
+                const ptrdiff_t *n = expected->array[j].shape;
+                for (ptrdiff_t i0 = 0; call_has(c, j) && i0 < n[0]; i0++)
+                    for (ptrdiff_t i1 = 0; i1 < n[1]; i1++)
+                        for (ptrdiff_t i2 = 0; i2 < n[2]; i2++)
+                            for (ptrdiff_t i3 = 0; i3 < n[3]; i3++)
+                                call_set(expected, j, i0, i1, i2, i3, call_get(exact, j, i0, i1, i2, i3));
+            }
+            assert_same(rounded, expected);
+            call_free(expected);
+            call_free(exact);
+            call_free(rounded);
+        }
+        call_free(c);
+    }
+}
+
+/* ---- extreme inputs ------------------------------------------------------------------------------- */
+
+static void set_row(call *c, call_array which, ptrdiff_t batch, ptrdiff_t token, double value) {
+    for (ptrdiff_t i2 = 0; i2 < c->array[which].shape[2]; i2++)
+        for (ptrdiff_t i3 = 0; i3 < c->array[which].shape[3]; i3++) call_set(c, which, batch, token, i2, i3, value);
+}
+
+/* All outputs are numbers. */
+static void assert_finite(const call *c) {
+    for (call_array i = CALL_O; i < CALL_NUM_ARRAYS; i++) {
+        const ptrdiff_t *n = c->array[i].shape;
+        for (ptrdiff_t i0 = 0; call_has(c, i) && i0 < n[0]; i0++)
+            for (ptrdiff_t i1 = 0; i1 < n[1]; i1++)
+                for (ptrdiff_t i2 = 0; i2 < n[2]; i2++)
+                    for (ptrdiff_t i3 = 0; i3 < n[3]; i3++)
+                        if (!isfinite(call_get(c, i, i0, i1, i2, i3)))
+                            test_fail("%s[%td][%td][%td][%td] is not finite", call_array_names[i], i0, i1, i2, i3);
+    }
+}
+
+/* Gates given at two tokens, sharp enough that the decay is 0, in front of a state of the largest finite numbers: k^T S
+ * overflows, and must be forgotten all the same. */
+static void decay_of_zero_forgets(void **state) {
+    (void)state;
+    static const struct {
+        gdn_gate_input input;
+        double gate;
+    } gates[] = {{GDN_GATE_DECAY, 0},       {GDN_GATE_DECAY, -0.0}, {GDN_GATE_LOG, -316}, {GDN_GATE_LOG, -1e30},
+                 {GDN_GATE_LOG, -HUGE_VAL}, {GDN_GATE_RAW, 1e4},    {GDN_GATE_RAW, 3e38}};
+    for (ptrdiff_t i = 0; i < 4 * COUNT(gates); i++) {
+        const call_config config = {
+            .p = {FIXED(2, 5), HEADS(2, 4, 24, 40), POOL(KV, 2, GDN_F32), .gate_input = gates[i / 4].input}};
+        call_config kind = config;
+        kind.p.state_layout = i & 1 ? GDN_STATE_VK : GDN_STATE_KV;
+        kind.p.is_kda = (i & 2) != 0;
+        call *c = call_new(&kind);
+        call_fill(c, CALL_INITIAL_POOL, 3.4e38);
+        for (ptrdiff_t hv = 0; hv < 4; hv++)
+            for (ptrdiff_t j = 0; j < 24 * 40; j += 3) call_set(c, CALL_INITIAL_POOL, 0, 0, hv, j, -3.4e38);
+        if (call_has(c, CALL_A_LOG)) call_fill(c, CALL_A_LOG, 2);
+        set_row(c, CALL_A, 0, 0, gates[i / 4].gate);
+        set_row(c, CALL_A, 1, 0, gates[i / 4].gate);
+        set_row(c, CALL_A, 1, 3, gates[i / 4].gate);
+        test_context("decay of zero, kind %td", i);
+        check_f32(c);
+        assert_finite(c);
+        call_free(c);
+    }
+}
+
+/* The same where only some of the rows of a state are forgotten, and only those are huge. */
+static void decay_of_zero_forgets_single_rows(void **state) {
+    (void)state;
+    for (int vk = 0; vk < 2; vk++) {
+        call_config config = {.p = {FIXED(1, 5), HEADS(2, 4, 24, 40), POOL(KV, 1, GDN_F32), .is_kda = true,
+                                    .gate_input = GDN_GATE_DECAY}};
+        config.p.state_layout = vk ? GDN_STATE_VK : GDN_STATE_KV;
+        call *c = call_new(&config);
+        for (ptrdiff_t hv = 0; hv < 4; hv++)
+            for (ptrdiff_t k = hv; k < 24; k += 5) {
+                call_set(c, CALL_A, 0, 0, hv, k, 0);
+                for (ptrdiff_t v = 0; v < 40; v++)
+                    call_set(c, CALL_INITIAL_POOL, 0, 0, hv, call_state_index(c, k, v), 3.4e38);
+            }
+        test_context("decay of zero in single rows, %s", vk ? "vk" : "kv");
+        check_f32(c);
+        assert_finite(c);
+        call_free(c);
+    }
+}
+
+/* Gates and betas at the ends of their ranges, a value for each token. */
+static void extreme_gates(void **state) {
+    (void)state;
+    static const double raw[] = {-100, -20, -17, 0, 20, 20.0000019, 100, -0.0, 1e-42};
+    static const double log_gate[] = {0, -316, -0.0, -1e-42, -1e-7, -88, -104, -5, -17};
+    static const double decay[] = {0, 1, -0.0, 1e-42, 1e-30, 0.5, 1, 0, 0.999999940395355225};
+    static const double *const gates[] = {raw, log_gate, decay};
+    static const double b[] = {-100, 100, 0, -0.0, 88.7, -88.7, -104, 17, 1e-42};
+    static const double beta[] = {0, 1, 0, 1e-42, 1, 0.5, 1, 0, 1};
+    for (int i = 0; i < 3 * 8; i++) {
+        call_config config = {.p = {FIXED(2, COUNT(raw)), HEADS(2, 4, 20, 33), POOL(KV, 2, GDN_F32),
+                                    .gate_input = (gdn_gate_input)(i / 8)}};
+        config.p.state_layout = i & 1 ? GDN_STATE_VK : GDN_STATE_KV;
+        config.p.is_kda = (i & 2) != 0;
+        config.p.beta_input = i & 4 ? GDN_BETA_GIVEN : GDN_BETA_RAW;
+        call *c = call_new(&config);
+        if (call_has(c, CALL_DT_BIAS)) call_fill(c, CALL_DT_BIAS, 0);
+        for (ptrdiff_t t = 0; t < COUNT(raw); t++)
+            for (ptrdiff_t n = 0; n < 2; n++) {
+                ptrdiff_t place = n == 0 ? t : COUNT(raw) - 1 - t;
+                set_row(c, CALL_A, n, place, gates[i / 8][t]);
+                set_row(c, CALL_B, n, place, i & 4 ? beta[t] : b[t]);
+            }
+        test_context("extreme gates, kind %d", i);
+        check_oracle(c);
+        check_f32(c);
+        assert_finite(c);
+        call_free(c);
+    }
+}
+
+/* Keys and queries of zero, and so small that their squares vanish in float32. */
+static void zero_and_tiny_rows(void **state) {
+    (void)state;
+    static const double sizes[] = {0, -0.0, 1e-25, 1e-20, 1e-42, 1e-4};
+    for (int i = 0; i < 4 * 4 * COUNT(sizes); i++) {
+        call_config config = {.p = {FIXED(2, 4), HEADS(2, 4, 20, 33), POOL(KV, 2, GDN_F32),
+                                    .use_qk_l2norm_in_kernel = true, .l2norm_form = (gdn_l2norm_form)(i / 4 % 4)}};
+        config.p.state_layout = i & 1 ? GDN_STATE_VK : GDN_STATE_KV;
+        config.p.is_kda = (i & 2) != 0;
+        double size = sizes[i / 16];
+        call *c = call_new(&config);
+        for (ptrdiff_t t = 0; t < 4; t++) {
+            set_row(c, CALL_K, 0, t, size);
+            set_row(c, CALL_Q, 1, t, size);
+        }
+        test_context("rows of %g, kind %d", size, i % 16);
+        check_f32(c);
+        assert_finite(c);
+        for (ptrdiff_t t = 0; size == 0 && t < 4; t++)
+            for (ptrdiff_t hv = 0; hv < 4; hv++)
+                for (ptrdiff_t v = 0; v < 33; v++)
+                    if (call_get(c, CALL_O, 1, t, hv, v) != 0) test_fail("the output of a zero q is not zero");
+        call_free(c);
+    }
+}
+
+/* Zeros of either sign everywhere give zeros; denormal numbers are not flushed. */
+static void zeros_and_denormals(void **state) {
+    (void)state;
+    for (int i = 0; i < 8; i++) {
+        call_config config = {.p = {FIXED(1, 3), HEADS(1, 2, 17, 33), POOL(KV, 1, GDN_F32), .gate_input = GDN_GATE_LOG,
+                                    .beta_input = GDN_BETA_GIVEN, .scale = 1}};
+        config.p.state_layout = i & 1 ? GDN_STATE_VK : GDN_STATE_KV;
+        config.p.is_kda = (i & 2) != 0;
+        config.p.use_qk_l2norm_in_kernel = (i & 4) != 0;
+        call *c = call_new(&config);
+        static const call_array inputs[] = {CALL_Q, CALL_K, CALL_V, CALL_A, CALL_B, CALL_INITIAL_POOL};
+        for (ptrdiff_t j = 0; j < COUNT(inputs); j++) call_fill(c, inputs[j], -0.0);
+        test_context("negative zeros, kind %d", i);
+        check_f32(c);
+
+        /* One element of q picks one row out of the state, of numbers that float32 has no exponent for. */
+        config.p.use_qk_l2norm_in_kernel = false;
+        call *denormal = call_new(&config);
+        call_fill(denormal, CALL_A, 0);
+        call_fill(denormal, CALL_B, 0);
+        call_fill(denormal, CALL_Q, 0);
+        for (ptrdiff_t t = 0; t < 3; t++) call_set(denormal, CALL_Q, 0, t, 0, 5, 1);
+        for (ptrdiff_t hv = 0; hv < 2; hv++)
+            for (ptrdiff_t j = 0; j < 17 * 33; j++)
+                call_set(denormal, CALL_INITIAL_POOL, 0, 0, hv, j, (double)(j + 1) * 0x1p-149);
+        test_context("denormals, kind %d", i);
+        run(denormal, RUN_WHOLE);
+        for (ptrdiff_t hv = 0; hv < 2; hv++) {
+            for (ptrdiff_t j = 0; j < 17 * 33; j++)
+                if (call_get(denormal, CALL_POOL, 0, 0, hv, j) != (double)(j + 1) * 0x1p-149)
+                    test_fail("a denormal state was not kept");
+            for (ptrdiff_t j = 0; j < 3 * 33; j++)
+                if (call_get(denormal, CALL_O, 0, j / 33, hv, j % 33) !=
+                    call_get(denormal, CALL_INITIAL_POOL, 0, 0, hv, call_state_index(denormal, 5, j % 33)))
+                    test_fail("a denormal output was not computed");
+        }
+        call_free(denormal);
+        call_free(c);
+    }
+}
+
+/* ---- NaN and infinity ----------------------------------------------------------------------------- */
+
+/* Where the spoilt input is. */
+enum { BAD_SEQUENCE = 1, BAD_TOKEN = 2, BAD_KEY_HEAD = 1, BAD_VALUE_HEAD = 2, BAD_ELEMENT = 3 };
+
+static bool has_tokens(call_array which) {
+    return which != CALL_INITIAL_POOL && which != CALL_A_LOG && which != CALL_DT_BIAS;
+}
+
+static void spoil(call *c, call_array which, double value) {
+    ptrdiff_t n = BAD_SEQUENCE, last = c->array[which].shape[3] - 1;
+    ptrdiff_t inner = last < BAD_ELEMENT ? last : BAD_ELEMENT;
+    if (which == CALL_A_LOG || which == CALL_DT_BIAS)
+        call_set(c, which, 0, 0, BAD_VALUE_HEAD, inner, value);
+    else if (which == CALL_INITIAL_POOL)
+        call_set(c, which, call_start_slot(c, n), 0, BAD_VALUE_HEAD, inner, value);
+    else
+        call_set(c, which, call_batch(c, n), call_token(c, n, BAD_TOKEN),
+                 which == CALL_Q || which == CALL_K ? BAD_KEY_HEAD : BAD_VALUE_HEAD, inner, value);
+}
+
+/* Whether sequence n's head hv may notice. */
+static bool reaches(const call *c, call_array which, ptrdiff_t n, ptrdiff_t hv) {
+    if (which == CALL_A_LOG || which == CALL_DT_BIAS) return hv == BAD_VALUE_HEAD;
+    if (n != BAD_SEQUENCE) return false;
+    return which == CALL_Q || which == CALL_K ? call_key_head(c, hv) == BAD_KEY_HEAD : hv == BAD_VALUE_HEAD;
+}
+
+static void same_elements(const call *x, const call *y, call_array which, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t i2) {
+    for (ptrdiff_t i = 0; i < x->array[which].shape[3]; i++)
+        if (!element_same(x->array[which].type, call_at(x, which, i0, i1, i2, i), call_at(y, which, i0, i1, i2, i)))
+            test_fail("it reaches %s[%td][%td][%td][%td]", call_array_names[which], i0, i1, i2, i);
+}
+
+static void check_reach(const call *clean, const call *spoilt, call_array which) {
+    for (ptrdiff_t n = 0; n < call_num_seqs(clean); n++)
+        for (ptrdiff_t hv = 0; hv < clean->p.num_value_heads; hv++) {
+            bool reached = reaches(clean, which, n, hv);
+            for (ptrdiff_t t = 0; t < call_length(clean, n); t++)
+                if (!reached || (has_tokens(which) && t < BAD_TOKEN))
+                    same_elements(clean, spoilt, CALL_O, call_batch(clean, n), call_token(clean, n, t), hv);
+            if (!reached) same_elements(clean, spoilt, CALL_POOL, call_start_slot(clean, n), 0, hv);
+        }
+}
+
+/* NaN is where the oracle has NaN, and nowhere else; an infinity may turn into NaN and back, not into a number. */
+static void check_kinds(const call *spoilt, const call *oracle, bool nan) {
+    ptrdiff_t bad = 0;
+    for (call_array i = CALL_O; i <= CALL_POOL; i++) {
+        const ptrdiff_t *n = spoilt->array[i].shape;
+        for (ptrdiff_t i0 = 0; i0 < n[0]; i0++)
+            for (ptrdiff_t i1 = 0; i1 < n[1]; i1++)
+                for (ptrdiff_t i2 = 0; i2 < n[2]; i2++)
+                    for (ptrdiff_t i3 = 0; i3 < n[3]; i3++) {
+                        double x = call_get(spoilt, i, i0, i1, i2, i3), y = call_get(oracle, i, i0, i1, i2, i3);
+                        bad += !isfinite(y);
+                        if (nan ? !isnan(x) != !isnan(y) : !isfinite(x) != !isfinite(y))
+                            test_fail("%s[%td][%td][%td][%td] is %g, but the oracle has %g", call_array_names[i], i0,
+                                      i1, i2, i3, x, y);
+                    }
+    }
+    if (nan && bad == 0) test_fail("the NaN is lost");
+}
+
+static void nan_and_infinity_stay(void **state) {
+    (void)state;
+    static const call_array inputs[] = {CALL_Q, CALL_K,     CALL_V,       CALL_A,
+                                        CALL_B, CALL_A_LOG, CALL_DT_BIAS, CALL_INITIAL_POOL};
+    static const double values[] = {(double)NAN, HUGE_VAL, -HUGE_VAL};
+    static const char *const names[] = {"raw gates", "log gates", "decay", "decay 0 at the same token"};
+    for (ptrdiff_t kind = 0; kind < 8 * COUNT(names); kind++) {
+        call_config config = {.p = {HEADS(2, 4, 20, 40), POOL(KV, 4, GDN_F32)}, .lens = LIST(4, 5, 3)};
+        ptrdiff_t gate = kind / 8;
+        config.p.gate_input = gate == 0 ? GDN_GATE_RAW : gate == 1 ? GDN_GATE_LOG : GDN_GATE_DECAY;
+        config.p.state_layout = kind & 1 ? GDN_STATE_VK : GDN_STATE_KV;
+        config.p.is_kda = (kind & 2) != 0;
+        config.p.use_qk_l2norm_in_kernel = (kind & 4) != 0;
+        call *clean = call_new(&config);
+        if (gate == 3) set_row(clean, CALL_A, 0, call_token(clean, BAD_SEQUENCE, BAD_TOKEN), 0);
+        run(clean, RUN_WHOLE);
+        for (ptrdiff_t i = 0; i < COUNT(inputs) * COUNT(values); i++) {
+            call_array which = inputs[i / COUNT(values)];
+            double value = values[i % COUNT(values)];
+            if (!call_has(clean, which) || (gate == 3 && which == CALL_A)) continue;
+            call *spoilt = call_clone(clean, &call_layouts[0], GUARD_AFTER);
+            spoil(spoilt, which, value);
+            call *oracle = call_clone_f64(spoilt);
+            test_context("%g in %s, %s, kind %td", value, call_array_names[which], names[gate], kind % 8);
+            run(spoilt, RUN_WHOLE);
+            run(oracle, RUN_WHOLE);
+            check_reach(clean, spoilt, which);
+            check_kinds(spoilt, oracle, isnan(value) != 0);
+            call_free(oracle);
+            call_free(spoilt);
+        }
+        call_free(clean);
+    }
+}
+
+int main(void) {
+    test_banner("test_computed");
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(oracle_against_dense_matrices),
+        cmocka_unit_test(float64_tensors),
+        cmocka_unit_test(options),
+        cmocka_unit_test(head_dims),
+        cmocka_unit_test(heads),
+        cmocka_unit_test(lengths),
+        cmocka_unit_test(combinations),
+        cmocka_unit_test(padding_computes_from_zeros),
+        cmocka_unit_test(decays),
+        cmocka_unit_test(betas),
+        cmocka_unit_test(every_half_is_read_exactly),
+        cmocka_unit_test(halves_are_rounded_to_even),
+        cmocka_unit_test(outputs_are_rounded_once),
+        cmocka_unit_test(decay_of_zero_forgets),
+        cmocka_unit_test(decay_of_zero_forgets_single_rows),
+        cmocka_unit_test(extreme_gates),
+        cmocka_unit_test(zero_and_tiny_rows),
+        cmocka_unit_test(zeros_and_denormals),
+        cmocka_unit_test(nan_and_infinity_stay),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,259 @@
+/*
+ * What is computed: every case of tests/golden, on every instruction set that this CPU has, against the float64 truth,
+ * against what the system that the case comes from returned, and in what must not change at all.
+ * SPDX-License-Identifier: MIT
+ *
+ * GDN_GOLDEN_DIR names the folder of the cases.
+ */
+#define _POSIX_C_SOURCE 200809L
+
+#include "gdn_varlen.h"
+#include "../examples/gdn_case.h"
+
+#include <dirent.h>
+#include <setjmp.h>
+#include <cmocka.h>
+
+enum { MIN_CASES = 33, MAX_CASES = 1024 };
+
+/* Of the largest element: the double computation from the truth, and float32 from the truth or another system. */
+static const double f64_tolerance = 1e-12, f32_tolerance = 1e-6;
+
+/* ==== numbers ====================================================================================== */
+
+static double largest(const double *x, ptrdiff_t count) {
+    double most = 0;
+    for (ptrdiff_t i = 0; i < count; i++) most = fmax(most, fabs(x[i]));
+    return most;
+}
+
+/* The largest difference, as a fraction of the largest expected element. */
+static double relative_error(const double *expected, const void *data, gdn_dtype dtype, ptrdiff_t count) {
+    const double scale = largest(expected, count);
+    double most = 0;
+    for (ptrdiff_t i = 0; i < count; i++) most = fmax(most, gdn_difference(expected[i], gdn_get(data, dtype, i)));
+    return most == 0 ? 0 : most / scale;
+}
+
+static double *to_doubles(const void *data, gdn_dtype dtype, ptrdiff_t count) {
+    double *x = (double *)malloc((size_t)count * sizeof *x + 1);
+    assert_non_null(x);
+    for (ptrdiff_t i = 0; i < count; i++) x[i] = gdn_get(data, dtype, i);
+    return x;
+}
+
+static int64_t index_at(const gdn_indices *x, ptrdiff_t i) {
+    return x->dtype == GDN_I32 ? ((const int32_t *)x->data)[i] : ((const int64_t *)x->data)[i];
+}
+
+/* ==== one case ===================================================================================== */
+
+static const char *const file_names[GDN_CASE_NUM_OUTPUTS] = {"o", "final_state", "intermediate_states"};
+
+/* An array that the case records, as doubles. */
+static double *read_recorded(const char *folder, const char *name, const gdn_case_output *out, gdn_dtype declared) {
+    char path[GDN_CASE_MAX_PATH];
+    gdn_message message;
+    gdn_npy x = {0};
+    if (!gdn_case_path(path, folder, name, ".npy", &message) || !gdn_npy_read(path, &x, &message))
+        fail_msg("%s", message.text);
+    assert_int_equal(gdn_npy_dtype(&x, declared), declared);
+    assert_int_equal(x.num_dims, out->num_dims);
+    for (int i = 0; i < x.num_dims; i++) assert_int_equal(x.shape[i], out->shape[i]);
+    double *values = to_doubles(x.data, declared, x.count);
+    gdn_npy_free(&x);
+    return values;
+}
+
+static void run(gdn_case *c, gdn_compute compute, gdn_isa isa) {
+    gdn_error error;
+    gdn_case_reset(c, compute);
+    c->params.isa = isa;
+    if (gdn_fused_sigmoid_gating_delta_rule_update(&c->params, &error) != GDN_OK)
+        fail_msg("%s[%lld]: %s", error.argument, (long long)error.index, gdn_status_text(error.status));
+}
+
+/* A 16-bit output is the rounded truth, save where float32 lies so close to the middle of two numbers that it falls on
+ * the other side. */
+static void check_rounded_truth(const char *name, const gdn_case_output *out, const double *truth) {
+    ptrdiff_t num_equal = 0;
+    for (ptrdiff_t i = 0; i < out->count; i++) {
+        const double actual = gdn_get(out->data, out->dtype, i), ulps = gdn_ulps(truth[i], actual, out->dtype);
+        if (!(ulps <= 1)) fail_msg("%s: element %lld is %g and not %g", name, (long long)i, actual, truth[i]);
+        if (ulps == 0) num_equal++;
+    }
+    if ((double)num_equal < 0.99 * (double)out->count)
+        fail_msg("%s: only %lld of %lld are the rounded truth", name, (long long)num_equal, (long long)out->count);
+}
+
+/* Another system's 16-bit output was rounded from another float32: one unit apart, or by what is nothing next to the
+ * largest element, where two large terms cancel. */
+static void check_rounded_record(const char *name, const gdn_case_output *out, const double *recorded) {
+    const double nothing = f32_tolerance * largest(recorded, out->count);
+    for (ptrdiff_t i = 0; i < out->count; i++) {
+        const double actual = gdn_get(out->data, out->dtype, i);
+        if (!(gdn_ulps(recorded[i], actual, out->dtype) <= 1 || gdn_difference(recorded[i], actual) <= nothing))
+            fail_msg("%s: element %lld is %g, recorded %g", name, (long long)i, actual, recorded[i]);
+    }
+}
+
+static void check_output(const char *name, const gdn_case_output *out, const double *truth, const double *recorded) {
+    if (out->dtype == GDN_F32) {
+        const double from_truth = relative_error(truth, out->data, out->dtype, out->count);
+        const double from_record = relative_error(recorded, out->data, out->dtype, out->count);
+        if (!(from_truth <= f32_tolerance)) fail_msg("%s: %g from the truth", name, from_truth);
+        if (!(from_record <= f32_tolerance)) fail_msg("%s: %g from what is recorded", name, from_record);
+    } else {
+        check_rounded_truth(name, out, truth);
+        check_rounded_record(name, out, recorded);
+    }
+}
+
+/* Marks the pool slots and the (row, step) places of the cache that the sequences of the case write. */
+static void mark_written(const gdn_params *p, bool *slots, bool *places) {
+    const gdn_indices *starts = &p->cu_seqlens, *per_step = &p->ssm_state_indices;
+    const ptrdiff_t num_seqs = p->num_seqs > 0 ? p->num_seqs : p->batch_size;
+    for (ptrdiff_t n = 0; n < num_seqs; n++) {
+        const int64_t length = starts->data ? index_at(starts, n + 1) - index_at(starts, n) : p->seq_len;
+        if (length == 0) continue;
+        if (p->initial_state_source.data && !p->disable_state_update) {
+            const gdn_indices *final =
+                p->output_state_indices.data ? &p->output_state_indices : &p->initial_state_indices;
+            for (int64_t t = 0; t < (per_step->data ? length : 1); t++) {
+                const int64_t slot = per_step->data ? index_at(per_step, n * per_step->num_columns + (ptrdiff_t)t)
+                                     : final->data  ? index_at(final, n)
+                                                    : n;
+                if (slot >= 0 && !(p->has_null_slot && slot == p->null_slot)) slots[slot] = true;
+            }
+        }
+        const gdn_state_cache *cache = &p->intermediate_states_buffer;
+        const int64_t row = p->intermediate_state_indices.data ? index_at(&p->intermediate_state_indices, n) : n;
+        for (int64_t t = 0; cache->data && row >= 0 && t < length; t++) places[row * cache->num_steps + t] = true;
+    }
+}
+
+/* Slots that no sequence writes keep every bit, and places of the cache that none writes stay zero. */
+static void check_untouched(const gdn_case *c) {
+    const gdn_params *p = &c->params;
+    const gdn_case_output *pool = &c->outputs[GDN_CASE_FINAL_STATE], *cache = &c->outputs[GDN_CASE_INTERMEDIATE_STATES];
+    const ptrdiff_t num_slots = pool->shape[0], num_places = cache->shape[0] * cache->shape[1];
+    bool *slots = (bool *)calloc((size_t)num_slots + 1, sizeof *slots);
+    bool *places = (bool *)calloc((size_t)num_places + 1, sizeof *places);
+    assert_non_null(slots);
+    assert_non_null(places);
+    mark_written(p, slots, places);
+
+    const size_t state_elements = (size_t)(p->num_value_heads * p->head_k_dim * p->head_v_dim);
+    const size_t slot_bytes = state_elements * gdn_dtype_size(pool->dtype);
+    for (ptrdiff_t i = 0; i < num_slots; i++) {
+        const size_t at = (size_t)i * slot_bytes;
+        if (!slots[i] && memcmp((const char *)pool->data + at, (const char *)c->initial_state + at, slot_bytes) != 0)
+            fail_msg("slot %lld of the pool was touched", (long long)i);
+    }
+    const size_t place_bytes = state_elements * gdn_dtype_size(cache->dtype);
+    for (ptrdiff_t i = 0; i < num_places; i++) {
+        const char *place = (const char *)cache->data + (size_t)i * place_bytes;
+        for (size_t j = 0; j < place_bytes && !places[i]; j++)
+            if (place[j] != 0) fail_msg("place %lld of the cache was touched", (long long)i);
+    }
+    free(slots);
+    free(places);
+}
+
+/* What one output was in the computation that the others are held against. */
+typedef struct reference {
+    double *truth, *recorded;
+    void *plain;
+} reference;
+
+static void test_case(void **state) {
+    const char *name = (const char *)*state;
+    char folder[GDN_CASE_MAX_PATH];
+    gdn_message message;
+    gdn_case c;
+    reference references[GDN_CASE_NUM_OUTPUTS] = {{NULL, NULL, NULL}};
+    if (!gdn_case_path(folder, GDN_GOLDEN_DIR, name, "", &message) || !gdn_case_load(&c, folder, &message))
+        fail_msg("%s", message.text);
+
+    run(&c, GDN_COMPUTE_F64, GDN_ISA_AUTO);
+    for (int i = 0; i < GDN_CASE_NUM_OUTPUTS; i++) {
+        const gdn_case_output *out = &c.outputs[i];
+        if (!out->data) continue;
+        references[i].truth = to_doubles(out->data, out->dtype, out->count);
+        references[i].recorded = read_recorded(folder, file_names[i], out, out->declared);
+    }
+    const gdn_case_output *o = &c.outputs[GDN_CASE_O];
+    double *o_f64 = read_recorded(folder, "o_f64", o, GDN_F64);
+    const double f64_error = relative_error(o_f64, o->data, o->dtype, o->count);
+    if (!(f64_error <= f64_tolerance)) fail_msg("o in float64: %g from the truth", f64_error);
+    free(references[GDN_CASE_O].truth);
+    references[GDN_CASE_O].truth = o_f64;
+
+    for (int isa = GDN_ISA_PLAIN; isa < GDN_NUM_ISAS; isa++) {
+        if (!gdn_isa_supported((gdn_isa)isa)) continue;
+        run(&c, GDN_COMPUTE_F32, (gdn_isa)isa);
+        check_untouched(&c);
+        for (int i = 0; i < GDN_CASE_NUM_OUTPUTS; i++) {
+            const gdn_case_output *out = &c.outputs[i];
+            const size_t size = (size_t)out->count * gdn_dtype_size(out->dtype);
+            if (!out->data) continue;
+            if (isa == GDN_ISA_PLAIN) {
+                check_output(file_names[i], out, references[i].truth, references[i].recorded);
+                references[i].plain = malloc(size + 1);
+                assert_non_null(references[i].plain);
+                memcpy(references[i].plain, out->data, size);
+            } else if (memcmp(references[i].plain, out->data, size) != 0) {
+                fail_msg("%s: %s and %s differ", file_names[i], gdn_isa_name((gdn_isa)isa),
+                         gdn_isa_name(GDN_ISA_PLAIN));
+            }
+        }
+    }
+    print_message("%-38s o: %.1e from float64; %s: %.1e\n", name, relative_error(o_f64, o->data, o->dtype, o->count),
+                  c.source[0] != '\0' ? c.source : "sglang_triton", c.source_error_o);
+
+    for (int i = 0; i < GDN_CASE_NUM_OUTPUTS; i++) {
+        free(references[i].truth);
+        free(references[i].recorded);
+        free(references[i].plain);
+    }
+    gdn_case_free(&c);
+}
+
+/* ==== all cases ==================================================================================== */
+
+/* One test for each folder, so that a failure carries the name of its case. */
+static struct CMUnitTest tests[MAX_CASES];
+static size_t num_tests;
+
+static int by_name(const void *a, const void *b) {
+    return strcmp(((const struct CMUnitTest *)a)->name, ((const struct CMUnitTest *)b)->name);
+}
+
+static bool find_cases(void) {
+    DIR *folder = opendir(GDN_GOLDEN_DIR);
+    if (!folder) return false;
+    for (struct dirent *entry; (entry = readdir(folder)) != NULL;) {
+        if (strchr(entry->d_name, '.')) continue; /* itself, its parent and the README */
+        if (num_tests == MAX_CASES) break;
+        char *name = strdup(entry->d_name);
+        if (!name) break;
+        tests[num_tests++] = (struct CMUnitTest){name, test_case, NULL, NULL, name};
+    }
+    closedir(folder);
+    qsort(tests, num_tests, sizeof tests[0], by_name);
+    return num_tests >= MIN_CASES;
+}
+
+int main(void) {
+    if (!find_cases()) {
+        print_error("%s holds %zu cases where at least %d are expected\n", GDN_GOLDEN_DIR, num_tests, (int)MIN_CASES);
+        return 1;
+    }
+    print_message("instruction sets:");
+    for (int isa = GDN_ISA_PLAIN; isa < GDN_NUM_ISAS; isa++)
+        if (gdn_isa_supported((gdn_isa)isa)) print_message(" %s", gdn_isa_name((gdn_isa)isa));
+    print_message("\n");
+    const int failures = _cmocka_run_group_tests("golden", tests, num_tests, NULL, NULL);
+    for (size_t i = 0; i < num_tests; i++) free(tests[i].initial_state);
+    return failures;
+}

@@ -1,0 +1,417 @@
+/* What stays the same, to the bit: however a call is cut into work items and spread over threads, whatever else is in
+ * the batch, wherever a sequence is split, however its arrays lie in memory, and on every instruction set. */
+#include <ctype.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "compare.h"
+#include "configs.h"
+#include "rng.h"
+#include "run.h"
+#include "test.h"
+
+enum { NUM_RANDOM_CALLS = 60 };
+
+/* Does something with every call of the table, and with random ones; each has run when it is handed over. */
+static void for_each_call(void (*check)(call *c, const char *name)) {
+    for (ptrdiff_t i = 0; i < num_configs + NUM_RANDOM_CALLS; i++) {
+        call *c = i < num_configs ? call_new(&configs[i]) : random_call(i);
+        char name[32];
+        snprintf(name, sizeof name, "combination %td", i);
+        test_context("%s", i < num_configs ? configs[i].name : name);
+        run(c, RUN_WHOLE);
+        check(c, i < num_configs ? configs[i].name : name);
+        call_free(c);
+    }
+}
+
+/* ---- work items, memory ---------------------------------------------------------------------------- */
+
+static void check_partitions(call *c, const char *name) {
+    call *other = call_clone(c, &call_layouts[0], GUARD_AFTER);
+    for (run_how how = 0; how < RUN_NUM; how++) {
+        test_context("%s, %s", name, run_names[how]);
+        run(other, how);
+        assert_same(c, other);
+    }
+    call_free(other);
+}
+
+static void any_partition_of_the_work(void **state) {
+    (void)state;
+    for_each_call(check_partitions);
+}
+
+static void check_layouts(call *c, const char *name) {
+    for (int i = 0; i < 2 * CALL_NUM_LAYOUTS; i++) {
+        test_context("%s, %s", name, call_layouts[i / 2].name);
+        call *other = call_clone(c, &call_layouts[i / 2], i % 2 ? GUARD_BEFORE : GUARD_AFTER);
+        run(other, i % 2 ? RUN_SINGLE_ITEMS : RUN_WHOLE);
+        assert_same(c, other);
+        call_free(other);
+    }
+}
+
+static void any_strides(void **state) {
+    (void)state;
+    for_each_call(check_layouts);
+}
+
+static void check_indices(call *c, const char *name) {
+    test_context("%s, other index type", name);
+    call *other = call_clone_indices(c);
+    run(other, RUN_WHOLE);
+    assert_same(c, other);
+    call_free(other);
+}
+
+static void int32_or_int64_indices(void **state) {
+    (void)state;
+    for_each_call(check_indices);
+}
+
+static void check_repeated(call *c, const char *name) {
+    test_context("%s, called twice", name);
+    call *other = call_clone(c, &call_layouts[0], GUARD_AFTER);
+    for (int i = 0; i < 2; i++) {
+        call_reset(other);
+        run_params(&other->p);
+        assert_same(c, other);
+        for (call_array input = 0; input < CALL_O; input++) assert_same_array(c, other, input);
+    }
+    call_free(other);
+}
+
+static void repeated_calls(void **state) {
+    (void)state;
+    for_each_call(check_repeated);
+}
+
+/* ---- batches, lengths ------------------------------------------------------------------------------ */
+
+static void check_part(const call *c, const ptrdiff_t *sequences, ptrdiff_t count, bool varlen) {
+    call *part = call_take(c, sequences, count, varlen);
+    run(part, RUN_WHOLE);
+    for (ptrdiff_t i = 0; i < count; i++) assert_same_sequence(c, sequences[i], part, i);
+    call_free(part);
+}
+
+static void check_batches(call *c, const char *name) {
+    ptrdiff_t count = call_num_seqs(c), sequences[16];
+    bool same_length = true;
+    for (ptrdiff_t n = 0; n < count; n++) {
+        test_context("%s, sequence %td alone", name, n);
+        check_part(c, &n, 1, false);
+        check_part(c, &n, 1, true);
+        sequences[n] = count - 1 - n;
+        same_length = same_length && call_length(c, n) == call_length(c, 0);
+    }
+    test_context("%s, reversed", name);
+    check_part(c, sequences, count, true);
+    if (same_length) check_part(c, sequences, count, false);
+    test_context("%s, without its last sequence", name);
+    if (count > 1) check_part(c, sequences + 1, count - 1, true);
+}
+
+static void alone_or_in_any_batch(void **state) {
+    (void)state;
+    for_each_call(check_batches);
+}
+
+static const call_config splits[] = {
+    {.name = "fixed", .p = {FIXED(2, 300), HEADS(1, 2, 20, 40), POOL(KV, 2, GDN_F32)}},
+    {.name = "fixed, l2, scale",
+     .p = {FIXED(1, 300), HEADS(2, 2, 64, 33), POOL(KV, 1, GDN_F32), .use_qk_l2norm_in_kernel = true, .scale = 0.3}},
+    {.name = "varlen",
+     .p = {HEADS(1, 3, 33, 17), POOL(KV, 5, GDN_F32)},
+     .lens = LIST(273, 5, 301),
+     .initial_state_indices = LIST(4, 0, 1)},
+    {.name = "bfloat16 in and out",
+     .p = {HEADS(2, 4, 32, 32), DTYPES(GDN_BF16), POOL(KV, 2, GDN_F32), .beta_per_column = true,
+           .use_qk_l2norm_in_kernel = true},
+     .lens = LIST(260, 7),
+     .initial_state_indices = LIST(1, 0)},
+    {.name = "one row", .p = {FIXED(1, 300), HEADS(1, 1, 1, 1), POOL(KV, 1, GDN_F32)}},
+};
+
+/* Splits of sequences longer than any block of tokens inside the library; pieces change the instruction set too. */
+static void any_split(void **state) {
+    (void)state;
+    static const ptrdiff_t ends[][9] = {{1},
+                                        {150},
+                                        {299},
+                                        {128, 256},
+                                        {64, 65, 129},
+                                        {1, 2, 3, 5, 8, 13, 21, 34, 55},
+                                        {32, 64, 96, 128, 160, 192, 224, 256, 288}};
+    for (ptrdiff_t i = 0; i < 4 * COUNT(splits); i++) {
+        call_config config = splits[i / 4];
+        config.p.state_layout = i & 1 ? GDN_STATE_VK : GDN_STATE_KV;
+        config.p.is_kda = (i & 2) != 0;
+        call *whole = call_new(&config), *split = call_clone(whole, &call_layouts[0], GUARD_AFTER);
+        run(whole, RUN_WHOLE);
+        for (ptrdiff_t j = 0; j < COUNT(ends); j++) {
+            ptrdiff_t count = 0;
+            while (count < COUNT(ends[j]) && ends[j][count] > 0) count++;
+            test_context("%s%s%s, split %td", config.name, i & 1 ? ", vk" : ", kv", i & 2 ? ", kda" : "", j);
+            run_split(split, ends[j], count);
+            assert_same(whole, split);
+        }
+        ptrdiff_t single[300];
+        for (ptrdiff_t t = 0; t < COUNT(single); t++) single[t] = t + 1;
+        test_context("%s%s%s, token by token", config.name, i & 1 ? ", vk" : ", kv", i & 2 ? ", kda" : "");
+        run_split(split, single, COUNT(single));
+        assert_same(whole, split);
+        call_free(split);
+        call_free(whole);
+    }
+}
+
+static void no_pool_is_a_pool_of_zeros(void **state) {
+    (void)state;
+    for (int kda = 0; kda < 2; kda++) {
+        call_config config = {.p = {HEADS(2, 4, 33, 40), .is_kda = kda != 0}, .lens = LIST(9, 0, 270)};
+        call *without = call_new(&config);
+        config.p.state_layout = GDN_STATE_KV;
+        config.p.initial_state_source.num_states = 3;
+        call *with = call_new(&config);
+        call_fill(with, CALL_INITIAL_POOL, 0);
+        test_context("no pool, kda %d", kda);
+        run(without, RUN_WHOLE);
+        run(with, RUN_WHOLE);
+        assert_same_array(without, with, CALL_O);
+        call_free(with);
+        call_free(without);
+    }
+}
+
+/* ---- the order of operations that the header documents ---------------------------------------------- */
+
+/* Sixteen partial sums, folded; or one sum in order. */
+static float sum_over_rows(ptrdiff_t K, const float *x, const float *y, bool sixteen) {
+    float sums[16] = {0};
+    for (ptrdiff_t i = 0; i < K; i++) {
+        float *sum = &sums[sixteen ? i % 16 : 0];
+        *sum = fmaf(x[i], y[i], *sum);
+    }
+    for (int half = 8; sixteen && half > 0; half /= 2)
+        for (int l = 0; l < half; l++) sums[l] += sums[l + half];
+    return sums[0];
+}
+
+static void scale_row(ptrdiff_t K, float *x, double factor) {
+    float high = (float)factor, low = (float)(factor - (double)high);
+    for (ptrdiff_t i = 0; i < K; i++) {
+        float rest = x[i] * low;
+        x[i] = fmaf(x[i], high, rest);
+    }
+}
+
+enum { MAX_ROWS = 64 };
+
+/* One row of q or k as the header prepares it. */
+static void prepare_row(const call *c, call_array which, ptrdiff_t batch, ptrdiff_t token, ptrdiff_t hv, float *x) {
+    ptrdiff_t K = c->p.head_k_dim;
+    double factor = which == CALL_Q ? 1 / sqrt((double)K) : 1;
+    for (ptrdiff_t i = 0; i < K; i++) x[i] = (float)call_get(c, which, batch, token, call_key_head(c, hv), i);
+    if (c->p.use_qk_l2norm_in_kernel) factor *= 1 / sqrt((double)sum_over_rows(K, x, x, true) + 1e-6);
+    if (which == CALL_Q || c->p.use_qk_l2norm_in_kernel) scale_row(K, x, factor);
+}
+
+static void documented_token(call *c, ptrdiff_t n, ptrdiff_t t, ptrdiff_t hv, float (*S)[MAX_ROWS]) {
+    ptrdiff_t K = c->p.head_k_dim, batch = call_batch(c, n), token = call_token(c, n, t);
+    bool vk = c->p.state_layout == GDN_STATE_VK, kda = c->p.is_kda;
+    float q[MAX_ROWS], k[MAX_ROWS], decay[MAX_ROWS], kd[MAX_ROWS], qd[MAX_ROWS];
+    prepare_row(c, CALL_Q, batch, token, hv, q);
+    prepare_row(c, CALL_K, batch, token, hv, k);
+    float qk = sum_over_rows(K, q, k, true);
+    float beta = (float)call_get(c, CALL_B, batch, token, hv, 0);
+    for (ptrdiff_t i = 0; i < K; i++) {
+        decay[i] = (float)call_get(c, CALL_A, batch, token, hv, kda ? i : 0);
+        float factor = kda ? decay[i] : decay[i] == 0 ? 0 : 1;
+        kd[i] = factor * k[i];
+        qd[i] = factor * q[i];
+    }
+    float p = kda ? 1 : decay[0];
+    for (ptrdiff_t v = 0; v < c->p.head_v_dim; v++) {
+        float A = sum_over_rows(K, kd, S[v], vk), pB = p * sum_over_rows(K, qd, S[v], vk);
+        float d = beta * fmaf(-p, A, (float)call_get(c, CALL_V, batch, token, hv, v));
+        for (ptrdiff_t i = 0; i < K; i++) {
+            float decayed = decay[i] * S[v][i];
+            S[v][i] = fmaf(k[i], d, decayed);
+        }
+        call_set(c, CALL_O, batch, token, hv, v, (double)fmaf(qk, d, pB));
+    }
+}
+
+static void documented_order_of_operations(void **state) {
+    (void)state;
+    static const ptrdiff_t dims[][2] = {{1, 1}, {7, 5}, {16, 32}, {33, 40}, {64, 64}};
+    static float S[MAX_ROWS][MAX_ROWS];
+    for (ptrdiff_t i = 0; i < 8 * COUNT(dims); i++) {
+        call_config config = {
+            .p = {HEADS(2, 4, 1, 1), POOL(KV, 2, GDN_F32), .gate_input = GDN_GATE_DECAY, .beta_input = GDN_BETA_GIVEN},
+            .lens = LIST(9, 3)};
+        config.p.state_layout = i & 1 ? GDN_STATE_VK : GDN_STATE_KV;
+        config.p.is_kda = (i & 2) != 0;
+        config.p.use_qk_l2norm_in_kernel = (i & 4) != 0;
+        config.p.head_k_dim = dims[i / 8][0];
+        config.p.head_v_dim = dims[i / 8][1];
+        call *c = call_new(&config);
+        for (ptrdiff_t hv = 0; hv < 4; hv++) call_set(c, CALL_A, 0, 4 + hv, hv, 0, 0);
+        call *expected = call_clone(c, &call_layouts[0], GUARD_AFTER);
+        for (ptrdiff_t n = 0; n < 2; n++)
+            for (ptrdiff_t hv = 0; hv < 4; hv++) {
+                for (ptrdiff_t j = 0; j < config.p.head_k_dim * config.p.head_v_dim; j++) {
+                    ptrdiff_t row = j % config.p.head_k_dim, column = j / config.p.head_k_dim;
+                    S[column][row] = (float)call_get(c, CALL_INITIAL_POOL, n, 0, hv, call_state_index(c, row, column));
+                }
+                for (ptrdiff_t t = 0; t < call_length(c, n); t++) documented_token(expected, n, t, hv, S);
+                for (ptrdiff_t j = 0; j < config.p.head_k_dim * config.p.head_v_dim; j++) {
+                    ptrdiff_t row = j % config.p.head_k_dim, column = j / config.p.head_k_dim;
+                    call_set(expected, CALL_POOL, n, 0, hv, call_state_index(c, row, column), (double)S[column][row]);
+                }
+            }
+        test_context("order of operations, %td x %td, kind %td", dims[i / 8][0], dims[i / 8][1], i % 8);
+        run(c, RUN_WHOLE);
+        assert_same(c, expected);
+        call_free(expected);
+        call_free(c);
+    }
+}
+
+/* ---- layouts of the state: the same numbers, not the same bits -------------------------------------- */
+
+static void check_transposed(call *c, const char *name) {
+    bool wanted = call_has(c, CALL_POOL) && !call_has(c, CALL_CACHE) && c->array[CALL_POOL].type == ELEMENT_F32;
+    if (!wanted) return;
+    test_context("%s, the other state layout", name);
+    call *other = call_clone_transposed(c), *back = call_clone(c, &call_layouts[0], GUARD_AFTER);
+    run(other, RUN_WHOLE);
+    for (ptrdiff_t batch = 0; batch < c->p.batch_size; batch++)
+        for (ptrdiff_t token = 0; token < c->p.seq_len; token++)
+            for (ptrdiff_t head = 0; head < c->p.num_value_heads; head++)
+                for (ptrdiff_t v = 0; v < c->p.head_v_dim; v++)
+                    call_set(back, CALL_O, batch, token, head, v, call_get(other, CALL_O, batch, token, head, v));
+    for (ptrdiff_t slot = 0; slot < c->p.initial_state_source.num_states; slot++)
+        for (ptrdiff_t head = 0; head < c->p.num_value_heads; head++)
+            for (ptrdiff_t k = 0; k < c->p.head_k_dim; k++)
+                for (ptrdiff_t v = 0; v < c->p.head_v_dim; v++)
+                    call_set(back, CALL_POOL, slot, 0, head, call_state_index(back, k, v),
+                             call_get(other, CALL_POOL, slot, 0, head, call_state_index(other, k, v)));
+    assert_close(back, c, USUAL_TOLERANCE);
+    call_free(back);
+    call_free(other);
+}
+
+static void both_state_layouts_agree(void **state) {
+    (void)state;
+    for_each_call(check_transposed);
+}
+
+/* ---- instruction sets ------------------------------------------------------------------------------ */
+
+/* Extreme numbers strewn into the inputs: each is an element in about forty. */
+static void strew(call *c, ptrdiff_t stream) {
+    static const double extremes[] = {0,          -0.0,  1e-45, -1e-42, 1e-38,  1e-20,    -100, 100,       20,
+                                      20.0000019, -17,   -316,  -1e4,   3.4e38, 1,        -1,   -88,       88,
+                                      1e20,       -1e20, 1e-30, -104,   -3e38,  HUGE_VAL, -20,  -HUGE_VAL, (double)NAN};
+    static const call_array inputs[] = {CALL_Q, CALL_K,     CALL_V,       CALL_A,
+                                        CALL_B, CALL_A_LOG, CALL_DT_BIAS, CALL_INITIAL_POOL};
+    rng r = rng_stream(&stream, 1);
+    for (ptrdiff_t i = 0; i < COUNT(inputs); i++) {
+        if (!call_has(c, inputs[i])) continue;
+        const ptrdiff_t *n = c->array[inputs[i]].shape;
+        ptrdiff_t count = 1 + n[0] * n[1] * n[2] * n[3] / 40;
+        for (ptrdiff_t j = 0; j < count && n[0] * n[1] > 0; j++)
+            call_set(c, inputs[i], rng_below(&r, n[0]), rng_below(&r, n[1]), rng_below(&r, n[2]), rng_below(&r, n[3]),
+                     extremes[rng_below(&r, COUNT(extremes))]);
+    }
+}
+
+static void check_isas(call *c, const char *name) {
+    c->p.isa = GDN_ISA_PLAIN;
+    run(c, RUN_WHOLE);
+    for (gdn_isa isa = GDN_ISA_AUTO; isa < GDN_NUM_ISAS; isa++) {
+        if (!gdn_isa_supported(isa)) continue;
+        call *other = call_clone(c, &call_layouts[0], GUARD_AFTER);
+        other->p.isa = isa;
+        test_context("%s, %s against plain", name, gdn_isa_name(isa));
+        run(other, RUN_WHOLE);
+        assert_same(c, other);
+        call_free(other);
+    }
+}
+
+static void check_isas_on_extremes(call *c, const char *name) {
+    check_isas(c, name);
+    strew(c, 1);
+    check_isas(c, name);
+    strew(c, 2);
+    check_isas(c, name);
+}
+
+static void any_instruction_set(void **state) {
+    (void)state;
+    for_each_call(check_isas_on_extremes);
+}
+
+static void any_instruction_set_for_any_size(void **state) {
+    (void)state;
+    static const ptrdiff_t ks[] = {1, 2, 7, 15, 16, 17, 31, 32, 33, 48, 64, 100, 128, 256};
+    static const ptrdiff_t vs[] = {1, 3, 8, 15, 16, 17, 31, 32, 33, 47, 64, 96, 100, 128};
+    for (ptrdiff_t i = 0; i < 4 * COUNT(ks) * COUNT(vs); i++) {
+        call_config config = {.name = "sizes", .p = {FIXED(1, 3), HEADS(1, 2, 1, 1), POOL(KV, 1, GDN_F32)}};
+        config.p.state_layout = i & 1 ? GDN_STATE_VK : GDN_STATE_KV;
+        config.p.is_kda = (i & 2) != 0;
+        config.p.head_k_dim = ks[i / 4 % COUNT(ks)];
+        config.p.head_v_dim = vs[i / 4 / COUNT(ks)];
+        char name[64];
+        snprintf(name, sizeof name, "%td x %td, kind %td", config.p.head_k_dim, config.p.head_v_dim, i % 4);
+        call *c = call_new(&config);
+        check_isas(c, name);
+        call_free(c);
+    }
+}
+
+/* GDN_TEST_REQUIRE_ISA=avx2,avx512: a machine that lacks one of them has not tested it. */
+static void expected_instruction_sets_ran(void **state) {
+    (void)state;
+    printf("instruction sets compared:");
+    for (gdn_isa isa = GDN_ISA_PLAIN; isa < GDN_NUM_ISAS; isa++)
+        if (gdn_isa_supported(isa)) printf(" %s", gdn_isa_name(isa));
+    printf("\n");
+    fflush(stdout);
+    const char *list = getenv("GDN_TEST_REQUIRE_ISA");
+    test_context("GDN_TEST_REQUIRE_ISA=%s", list == NULL ? "" : list);
+    while (list != NULL && *list != '\0') {
+        size_t length = strcspn(list, ", ");
+        bool found = length == 0;
+        for (gdn_isa isa = GDN_ISA_PLAIN; isa < GDN_NUM_ISAS; isa++) {
+            const char *name = gdn_isa_name(isa);
+            found = found || (gdn_isa_supported(isa) && strlen(name) == length && memcmp(name, list, length) == 0);
+        }
+        if (!found) test_fail("%.*s is not supported here", (int)length, list);
+        list += length + (list[length] != '\0');
+    }
+}
+
+int main(void) {
+    test_banner("test_same_bits");
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(any_partition_of_the_work),
+        cmocka_unit_test(any_strides),
+        cmocka_unit_test(int32_or_int64_indices),
+        cmocka_unit_test(repeated_calls),
+        cmocka_unit_test(alone_or_in_any_batch),
+        cmocka_unit_test(any_split),
+        cmocka_unit_test(no_pool_is_a_pool_of_zeros),
+        cmocka_unit_test(documented_order_of_operations),
+        cmocka_unit_test(both_state_layouts_agree),
+        cmocka_unit_test(any_instruction_set),
+        cmocka_unit_test(any_instruction_set_for_any_size),
+        cmocka_unit_test(expected_instruction_sets_ran),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
