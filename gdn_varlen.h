@@ -20,7 +20,7 @@
  *         static float a[TOKENS][HEADS], b[TOKENS][HEADS], A_log[HEADS], dt_bias[HEADS];
  *         const int cu_seqlens[] = {0, 3, 5};
  *         for (int t = 0; t < TOKENS; t++)
- *             for (int i = 0; i < K; i++) q[t][0][i] = k[t][1][i] = v[t][0][i] = 0.1f * (float)(t + i);
+ *             for (int i = 0; i < K; i++) q[t][0][i] = k[t][0][i] = v[t][0][i] = 0.1f * (float)(t + i);
  *
  *         gdn_params p = {0};
  *         p.batch_size = 1;
@@ -150,8 +150,8 @@
  * CONFIGURATION          define before including the header
  *
  *   GDN_IMPLEMENTATION     emit the implementation into this translation unit
- *   GDN_API                linkage of the functions; default extern. "static" makes the header private
- *                          to one file.
+ *   GDN_API                linkage of the functions; default extern. "static inline" makes them private to
+ *                          one file.
  *   GDN_HEADER_NAME        the name under which the header includes itself; default "gdn_varlen.h"
  *   GDN_NO_SIMD            leave out every vector instruction set: only plain C remains
  *   GDN_NO_MALLOC          never call malloc: scratch must be passed
@@ -1713,6 +1713,13 @@ int gdn_version(void) { return GDN_VERSION; }
 #define gdni_aim_sums GDNI_NAME(aim_sums)
 #define gdni_aim_update GDNI_NAME(aim_update)
 #define gdni_run_block GDNI_NAME(run_block)
+#define gdni_sums_kv GDNI_NAME(sums_kv)
+#define gdni_sums_vk GDNI_NAME(sums_vk)
+#define gdni_update_kv GDNI_NAME(update_kv)
+#define gdni_update_vk GDNI_NAME(update_vk)
+#define gdni_stream_columns GDNI_NAME(stream_columns)
+#define gdni_streams GDNI_NAME(streams)
+#define gdni_stream GDNI_NAME(stream)
 #define gdni_run_group GDNI_NAME(run_group)
 #define gdni_run_items GDNI_NAME(run_items)
 
@@ -2231,6 +2238,148 @@ static void gdni_run_block(const gdn_params *r, const gdni_sequence *s, ptrdiff_
     }
 }
 
+/* ---- One token: the state is read once and written once, where it lies ---- */
+
+/* A and B over `rows` rows of a GDN_STATE_KV matrix, `pitch` bytes apart, four rows at a time. */
+GDNI_INLINE void gdni_sums_kv(const gdni_sweep_args *x, const char *state, gdn_dtype dtype, ptrdiff_t pitch,
+                              ptrdiff_t rows, ptrdiff_t columns) {
+    const ptrdiff_t size = gdni_dtype_size(dtype);
+    memset(x->A, 0, (size_t)columns * sizeof(float));
+    memset(x->B, 0, (size_t)columns * sizeof(float));
+    for (ptrdiff_t i = 0; i < rows; i += 4) {
+        const ptrdiff_t count = gdni_min(4, rows - i);
+        gdni_vec k[4], q[4];
+        for (int j = 0; j < 4; j++) {
+            k[j] = gdni_set1(j < count ? x->kn[i + j] : 0.0f);
+            q[j] = gdni_set1(j < count ? x->qn[i + j] : 0.0f);
+        }
+        for (ptrdiff_t c = 0; c < columns; c += GDNI_LANES) {
+            gdni_vec A = gdni_load(x->A + c), B = gdni_load(x->B + c);
+            if (count == 4) {
+                GDNI_UNROLL
+                for (int j = 0; j < 4; j++) {
+                    const gdni_vec s = gdni_load_vec(state + (i + j) * pitch + c * size, dtype);
+                    A = gdni_fma(k[j], s, A);
+                    B = gdni_fma(q[j], s, B);
+                }
+            } else {
+                for (int j = 0; j < count; j++) {
+                    const gdni_vec s = gdni_load_vec(state + (i + j) * pitch + c * size, dtype);
+                    A = gdni_fma(k[j], s, A);
+                    B = gdni_fma(q[j], s, B);
+                }
+            }
+            gdni_store(x->A + c, A);
+            gdni_store(x->B + c, B);
+        }
+    }
+}
+
+/* A and B over `columns` rows of K = kp elements of a GDN_STATE_VK matrix. */
+GDNI_INLINE void gdni_sums_vk(const gdni_sweep_args *x, const char *state, gdn_dtype dtype, ptrdiff_t kp,
+                              ptrdiff_t columns) {
+    const ptrdiff_t size = gdni_dtype_size(dtype);
+    for (ptrdiff_t c = 0; c < columns; c += GDNI_VK_ROWS) {
+        gdni_vec part[GDNI_VK_ROWS == 4 ? 8 : 4][GDNI_NAME(parts)]; /* A of each row, B of each row */
+        float sums[8];
+        const char *row[GDNI_VK_ROWS];
+        GDNI_UNROLL
+        for (int j = 0; j < GDNI_VK_ROWS; j++) row[j] = state + gdni_min(c + j, columns - 1) * kp * size;
+        GDNI_UNROLL
+        for (int j = 0; j < (GDNI_VK_ROWS == 4 ? 8 : 4); j++) {
+            GDNI_UNROLL
+            for (int p = 0; p < GDNI_NAME(parts); p++) part[j][p] = gdni_set1(0.0f);
+        }
+        for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES16) {
+            GDNI_UNROLL
+            for (int p = 0; p < GDNI_NAME(parts); p++) {
+                const ptrdiff_t at = i + p * GDNI_LANES;
+                const gdni_vec k = gdni_load(x->kn + at), q = gdni_load(x->qn + at);
+                GDNI_UNROLL
+                for (int j = 0; j < GDNI_VK_ROWS; j++) {
+                    const gdni_vec s = gdni_load_vec(row[j] + at * size, dtype);
+                    part[j][p] = gdni_fma(k, s, part[j][p]);
+                    part[GDNI_VK_ROWS + j][p] = gdni_fma(q, s, part[GDNI_VK_ROWS + j][p]);
+                }
+            }
+        }
+        gdni_fold4(part, sums);
+        if (GDNI_VK_ROWS == 4) gdni_fold4(part + (GDNI_VK_ROWS == 4 ? 4 : 0), sums + 4);
+        for (int j = 0; j < GDNI_VK_ROWS && c + j < columns; j++) {
+            x->A[c + j] = sums[j];
+            x->B[c + j] = sums[GDNI_VK_ROWS + j];
+        }
+    }
+}
+
+GDNI_INLINE void gdni_update_kv(const gdni_sweep_args *x, const char *from, gdn_dtype dtype, char *to, ptrdiff_t pitch,
+                                ptrdiff_t rows, ptrdiff_t columns) {
+    const ptrdiff_t size = gdni_dtype_size(dtype);
+    for (ptrdiff_t i = 0; i < rows; i++) {
+        const gdni_vec k = gdni_set1(x->k[i]), decay = gdni_set1(x->decay[i]);
+        for (ptrdiff_t c = 0; c < columns; c += GDNI_LANES) {
+            const gdni_vec s = gdni_load_vec(from + i * pitch + c * size, dtype);
+            gdni_store_vec(to + i * pitch + c * size, dtype, gdni_fma(k, gdni_load(x->d + c), gdni_mul(decay, s)));
+        }
+    }
+}
+
+GDNI_INLINE void gdni_update_vk(const gdni_sweep_args *x, const char *from, gdn_dtype dtype, char *to, ptrdiff_t kp,
+                                ptrdiff_t columns) {
+    const ptrdiff_t size = gdni_dtype_size(dtype);
+    for (ptrdiff_t c = 0; c < columns; c++) {
+        const gdni_vec d = gdni_set1(x->d[c]);
+        for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES) {
+            const gdni_vec s = gdni_load_vec(from + (c * kp + i) * size, dtype);
+            const gdni_vec decayed = gdni_mul(gdni_load(x->decay + i), s);
+            gdni_store_vec(to + (c * kp + i) * size, dtype, gdni_fma(gdni_load(x->k + i), d, decayed));
+        }
+    }
+}
+
+/* Columns c0 to c1 of x->value_head; `from` and `to` are the matrices' first bytes of those columns. */
+GDNI_INLINE void gdni_stream_columns(const gdn_params *r, const gdni_sequence *s, const gdni_segment *x,
+                                     const gdni_sweep_args *args, gdn_dtype dtype, const char *from, char *to,
+                                     const gdni_workspace *w) {
+    const ptrdiff_t columns = x->c1 - x->c0, K = r->head_k_dim, pitch = r->head_v_dim * gdni_dtype_size(dtype);
+    const bool vk = r->state_layout == GDN_STATE_VK;
+    if (vk) gdni_sums_vk(args, from, dtype, K, columns);
+    else gdni_sums_kv(args, from, dtype, pitch, K, columns);
+    gdni_finish_token(r, s, x, 0, r->is_kda ? 1.0f : w->gate[0], w->beta[0], w->qk[0], w);
+    if (to == NULL) return;
+    if (vk) gdni_update_vk(args, from, dtype, to, K, columns);
+    else gdni_update_kv(args, from, dtype, to, pitch, K, columns);
+}
+
+/* Whether a sequence can be streamed: one token, nothing but the pool to write, rows of whole vectors. */
+static bool gdni_streams(const gdn_params *r, const gdni_sequence *s) {
+    const bool whole = r->state_layout == GDN_STATE_VK ? r->head_k_dim % GDNI_LANES16 == 0 : r->head_v_dim % GDNI_LANES == 0;
+    return s->length == 1 && s->read >= 0 && s->row < 0 && whole;
+}
+
+static void gdni_stream(const gdn_params *r, const gdni_sequence *s, ptrdiff_t n, const gdni_segment *segment,
+                        const gdni_workspace *w) {
+    const bool vk = r->state_layout == GDN_STATE_VK;
+    const gdni_matrix from = gdni_pool_matrix(r, s->read, segment->value_head);
+    const gdni_matrix to = gdni_pool_matrix(r, gdni_step_slot(r, s, n, 0), segment->value_head);
+    const ptrdiff_t stride = (vk ? r->head_k_dim : 1) * gdni_dtype_size(from.dtype);
+    gdni_segment x = *segment;
+    gdni_sweep_args args;
+    memset(&args, 0, sizeof args);
+    args.A = w->A, args.B = w->B, args.d = w->d;
+    gdni_aim_sums(r, &args, 0, w);
+    gdni_aim_update(r, &args, 0, w);
+    for (ptrdiff_t c = segment->c0; c < segment->c1; c = x.c1) {
+        const char *in = from.data + c * stride;
+        char *out = to.data == NULL ? NULL : to.data + c * stride;
+        x.c0 = c;
+        x.c1 = vk ? gdni_min(c + GDNI_SLICE, segment->c1) : segment->c1;
+        if (from.dtype == GDN_F32) gdni_stream_columns(r, s, &x, &args, GDN_F32, in, out, w);
+        else if (from.dtype == GDN_BF16) gdni_stream_columns(r, s, &x, &args, GDN_BF16, in, out, w);
+        else gdni_stream_columns(r, s, &x, &args, GDN_F16, in, out, w);
+    }
+}
+
 /* Items first to last of one sequence and key head, at most GDNI_RUN of them. */
 static void gdni_run_group(const gdn_params *r, const gdni_sequence *s, ptrdiff_t first, ptrdiff_t last,
                            const gdni_workspace *w) {
@@ -2256,6 +2405,14 @@ static void gdni_run_group(const gdn_params *r, const gdni_sequence *s, ptrdiff_
     memset(w->B, 0, (size_t)w->columns * sizeof(float));
     memset(w->gate, 0, (size_t)(w->block + GDNI_LANES16) * sizeof(float));
     memset(w->beta, 0, (size_t)(w->block + GDNI_LANES16) * sizeof(float));
+    if (gdni_streams(r, s)) {
+        gdni_prepare_qk(r, s, start.key_head, 0, 1, w);
+        for (int i = 0; i < count; i++) {
+            gdni_prepare_gates(r, s, segments[i].value_head, 0, 1, w);
+            gdni_stream(r, s, start.n, &segments[i], w);
+        }
+        return;
+    }
     for (int i = 0; i < count; i++)
         gdni_move_tile(r, gdni_pool_matrix(r, s->read, segments[i].value_head), &segments[i], false, w);
     for (ptrdiff_t t = 0; t < s->length; t += w->block) {
@@ -2331,6 +2488,13 @@ static void gdni_run_items(const gdn_params *r, ptrdiff_t first, ptrdiff_t last,
 #undef gdni_aim_sums
 #undef gdni_aim_update
 #undef gdni_run_block
+#undef gdni_sums_kv
+#undef gdni_sums_vk
+#undef gdni_update_kv
+#undef gdni_update_vk
+#undef gdni_stream_columns
+#undef gdni_streams
+#undef gdni_stream
 #undef gdni_run_group
 #undef gdni_run_items
 #undef gdni_sweep_args

@@ -8,7 +8,7 @@ int main(void) {
     static float a[TOKENS][HEADS], b[TOKENS][HEADS], A_log[HEADS], dt_bias[HEADS];
     const int cu_seqlens[] = {0, 3, 5};
     for (int t = 0; t < TOKENS; t++)
-        for (int i = 0; i < K; i++) q[t][0][i] = k[t][1][i] = v[t][0][i] = 0.1f * (float)(t + i);
+        for (int i = 0; i < K; i++) q[t][0][i] = k[t][0][i] = v[t][0][i] = 0.1f * (float)(t + i);
 
     gdn_params p = {0};
     p.batch_size = 1;

@@ -8,19 +8,26 @@
  *
  *     case, isa, threads, H, HV, K, V
  *     N, T, tokens          sequences, tokens of the longest one, tokens of all
- *     us_per_token          of all heads; from best_us, as the other figures
+ *     us_per_token          of all heads
  *     gflops                6*K*V for each token and value head, nothing else counted
  *     peak_fraction         of peak_gflops
- *     bandwidth_fraction    bytes of state, read and written once each, per second over bandwidth_gbs
- *     best_us, median_us    of one call, validation included; with one thread its processor time, which other programs
- * do not stretch runs                  calls timed peak_gflops           float32 fused multiply-adds in registers; both
- * rates are the best that was measured between bandwidth_gbs         the runs of the case, with its instruction set and
- * threads; multiplying the pool in place
+ *     bandwidth_fraction    bytes of state, each read and written once, over bandwidth_gbs
+ *     best_us, median_us    of one call, validation included; with one thread its processor time, which other
+ *                           programs do not stretch
+ *     runs                  calls timed
+ *     peak_gflops           float32 fused multiply-adds in registers; isa=plain on x86: SSE2 without the fusing
+ *     bandwidth_gbs         multiplying the pool in place
+ *     validate_us           gdn_validate() alone
+ *     scratch_bytes         of each thread
  *
- * and with --ggml, which runs the cases that ggml's operator can do, both in turn:
+ * and with --ggml, which runs the cases that ggml's operator can do:
  *
- *     ggml_us, ggml_median_us, ratio      ratio = ggml_us / best_us
- *     nmse                                normalised mean squared difference of the outputs, or of the states
+ *     ggml_us, ratio        the best of its runs; over best_us
+ *     nmse                  normalised mean squared difference of the outputs or of the states, whichever is larger
+ *
+ * All of these are from the best of many measurements; ..._median from the medians. The rates of the machine and
+ * ggml's runs are measured in turn with those of the case, with the same number of threads, and the rates with the same
+ * instruction set.
  *
  * Every case is checked against the oracle before it is timed. Exit status 1: a result is wrong; 2: bad usage, or
  * something is missing.
@@ -143,8 +150,8 @@ typedef struct measurement {
     const options *options;
     threads *threads;
     workload *w;
-    double peak; /* operations per second */
-    timings scaling, runs;
+    double operations; /* of one call timed in peak */
+    timings peak, scaling, validation, runs;
 #ifdef GDN_BENCH_GGML
     peer *peer;
     timings peer_runs;
@@ -152,9 +159,17 @@ typedef struct measurement {
 #endif
 } measurement;
 
+static void multiply_and_add(measurement *m) {
+    m->operations = rates_fma(m->threads, m->options->isa);
+}
+
 static void scale_pool(measurement *m) {
     const gdn_state_pool *pool = &workload_params(m->w)->initial_state_source;
     rates_scale(m->threads, m->options->isa, pool->data, workload_state_bytes(m->w));
+}
+
+static void validate(measurement *m) {
+    gdn_validate(workload_params(m->w), NULL);
 }
 
 static void run_workload(measurement *m) {
@@ -181,15 +196,13 @@ static void time_for(timings *t, double seconds, void (*call)(measurement *m), m
 
 /* What is compared is measured in turn, so that a machine that is slow for a while is slow for all of it. */
 static void measure(measurement *m) {
-    enum { QUICK_ROUNDS = 3, ROUNDS = 5 };
-    const double end = threads_now() + (m->options->quick ? 0.25 : 2.0);
-    const int rounds = m->options->quick ? QUICK_ROUNDS : ROUNDS;
-    for (int i = 0; i < rounds || threads_now() < end; i++) {
-        for (int j = 0; j < 2; j++) {
-            const double rate = rates_fma(m->threads, m->options->isa);
-            if (rate > m->peak) m->peak = rate;
-        }
-        time_for(&m->scaling, 0.002, scale_pool, m);
+    const double begin = threads_now(), enough = m->options->quick ? 0.25 : 2, too_long = 4 * enough;
+    const int rounds = m->options->quick ? 3 : 5;
+    double spent = 0;
+    for (int i = 0; i == 0 || spent < enough || (i < rounds && spent < too_long); i++, spent = threads_now() - begin) {
+        time_for(&m->peak, 0.005, multiply_and_add, m);
+        time_for(&m->scaling, 0.005, scale_pool, m);
+        time_for(&m->validation, 0.0002, validate, m);
         time_for(&m->runs, 0.01, run_workload, m);
 #ifdef GDN_BENCH_GGML
         if (m->peer == NULL) continue;
@@ -203,24 +216,31 @@ static void measure(measurement *m) {
 
 static void report(const bench_case *c, measurement *m) {
     const gdn_params *p = workload_params(m->w);
-    const double tokens = (double)p->seq_len, head = (double)p->head_k_dim * (double)p->head_v_dim;
-    const double bytes = 2 * (double)workload_state_bytes(m->w);
-    sort(&m->runs);
+    const double tokens = (double)p->seq_len, bytes = 2 * (double)workload_state_bytes(m->w);
+    const double operations = 6 * (double)p->head_k_dim * (double)p->head_v_dim * (double)p->num_value_heads * tokens;
+    const double share = operations / m->operations;
+    sort(&m->peak);
+    sort(&m->validation);
     sort(&m->scaling);
-    const double seconds = best(&m->runs), bandwidth = bytes / best(&m->scaling);
-    const double rate = 6 * head * (double)p->num_value_heads * tokens / seconds;
+    sort(&m->runs);
+    const double seconds = best(&m->runs), typical = median(&m->runs);
     printf("case=%s isa=%s threads=%d H=%td HV=%td K=%td V=%td N=%td T=%td tokens=%td", c->name,
            gdn_isa_name(m->options->isa), m->options->threads, p->num_key_heads, p->num_value_heads, p->head_k_dim,
            p->head_v_dim, p->num_seqs, workload_longest(m->w), p->seq_len);
-    printf(" us_per_token=%.4f gflops=%.2f peak_fraction=%.3f bandwidth_fraction=%.3f", 1e6 * seconds / tokens,
-           1e-9 * rate, rate / m->peak, bytes / seconds / bandwidth);
-    printf(" best_us=%.2f median_us=%.2f runs=%d peak_gflops=%.1f bandwidth_gbs=%.2f", 1e6 * seconds,
-           1e6 * median(&m->runs), m->runs.count, 1e-9 * m->peak, 1e-9 * bandwidth);
+    printf(" us_per_token=%.4f gflops=%.2f", 1e6 * seconds / tokens, 1e-9 * operations / seconds);
+    printf(" peak_fraction=%.3f bandwidth_fraction=%.3f", share * best(&m->peak) / seconds,
+           best(&m->scaling) / seconds);
+    printf(" peak_fraction_median=%.3f bandwidth_fraction_median=%.3f", share * median(&m->peak) / typical,
+           median(&m->scaling) / typical);
+    printf(" best_us=%.2f median_us=%.2f runs=%d peak_gflops=%.1f bandwidth_gbs=%.2f", 1e6 * seconds, 1e6 * typical,
+           m->runs.count, 1e-9 * m->operations / best(&m->peak), 1e-9 * bytes / best(&m->scaling));
+    printf(" validate_us=%.2f scratch_bytes=%zu", 1e6 * best(&m->validation), gdn_scratch_size(p));
 #ifdef GDN_BENCH_GGML
     if (m->peer != NULL) {
         sort(&m->peer_runs);
-        printf(" ggml_us=%.2f ggml_median_us=%.2f ratio=%.2f nmse=%.1e", 1e6 * best(&m->peer_runs),
-               1e6 * median(&m->peer_runs), best(&m->peer_runs) / seconds, m->nmse);
+        const double theirs = best(&m->peer_runs), theirs_typical = median(&m->peer_runs);
+        printf(" ggml_us=%.2f ggml_median_us=%.2f ratio=%.2f ratio_median=%.2f nmse=%.1e", 1e6 * theirs,
+               1e6 * theirs_typical, theirs / seconds, theirs_typical / typical, m->nmse);
     }
 #endif
     printf("\n");

@@ -20,10 +20,10 @@ static volatile float one = 1.0f, quarter = 0.25f;
 
 enum { STEPS = 1 << 16, CHAINS = 12 };
 
-/* Both loops for vectors of `lanes` floats. `pair` advances two chains, with `flops` operations in each lane. Twelve
- * chains hide the latency of the units; they are variables because gcc keeps an array of vectors in memory. No value
- * becomes subnormal or infinite. */
-#define RATES_LOOPS(name, attribute, vector, lanes, load, store, set1, mul, pair, flops)                               \
+/* Both loops for vectors of `lanes` floats. `pair` advances two chains, with `operations` operations in each lane.
+ * Twelve chains hide the latency of the units; they are variables because gcc keeps an array of vectors in memory. No
+ * value becomes subnormal or infinite. */
+#define RATES_LOOPS(name, attribute, vector, lanes, load, store, set1, mul, pair, operations)                          \
     attribute static double fma_##name(void) {                                                                         \
         const vector x = set1(one), y = set1(quarter);                                                                 \
         vector a = set1(one), b = set1(one), c = set1(one), d = set1(one), e = set1(one), f = set1(one);               \
@@ -43,7 +43,7 @@ enum { STEPS = 1 << 16, CHAINS = 12 };
         store(last[10], k), store(last[11], l);                                                                        \
         for (int chain = 0; chain < CHAINS; chain++) seen = last[chain][0];                                            \
         (void)seen;                                                                                                    \
-        return (double)STEPS * (CHAINS / 2) * (lanes) * (flops);                                                       \
+        return (double)STEPS * (CHAINS / 2) * (lanes) * (operations);                                                  \
     }                                                                                                                  \
     attribute static void scale_##name(float *p, size_t count) {                                                       \
         const vector x = set1(one);                                                                                    \
@@ -109,13 +109,13 @@ typedef struct share {
     loops loops;
     float *data;
     size_t units;
-    double flops;
+    double operations; /* of thread 0; all do the same */
 } share;
 
 static void fma_share(void *data, int thread) {
     share *s = data;
-    const double flops = s->loops.fma();
-    if (thread == 0) s->flops = flops;
+    const double operations = s->loops.fma();
+    if (thread == 0) s->operations = operations;
 }
 
 static void scale_share(void *data, int thread) {
@@ -127,14 +127,11 @@ static void scale_share(void *data, int thread) {
 
 double rates_fma(threads *t, gdn_isa isa) {
     share s = {.threads = t, .loops = loops_of(isa)};
-    const double start = threads_clock(t);
     threads_run(t, fma_share, &s);
-    return s.flops * threads_count(t) / (threads_clock(t) - start);
+    return s.operations * threads_count(t);
 }
 
-double rates_scale(threads *t, gdn_isa isa, void *data, size_t bytes) {
+void rates_scale(threads *t, gdn_isa isa, void *data, size_t bytes) {
     share s = {.threads = t, .loops = loops_of(isa), .data = data, .units = bytes / RATES_UNIT};
-    const double start = threads_clock(t);
     threads_run(t, scale_share, &s);
-    return threads_clock(t) - start;
 }

@@ -9,13 +9,13 @@
 #include "gdn_varlen.h"
 #include "threads.h"
 
-/* float32 multiplications and additions per second of all threads together, in registers: fused where the
- * instruction set has that. */
+/* float32 multiplications and additions in registers, fused where the instruction set has that, on all threads. Returns
+ * how many. */
 double rates_fma(threads *t, gdn_isa isa);
 
-/* Seconds to multiply an array by 1 in place, a contiguous share for each thread. Address and size are multiples of
+/* Multiplies an array by 1 in place, a contiguous share for each thread. Address and size are multiples of
  * RATES_UNIT. */
 enum { RATES_UNIT = 256 };
-double rates_scale(threads *t, gdn_isa isa, void *data, size_t bytes);
+void rates_scale(threads *t, gdn_isa isa, void *data, size_t bytes);
 
 #endif

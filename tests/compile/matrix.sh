@@ -50,7 +50,7 @@ for compiler in "$@"; do
         language=c++
         for standard in c++11 c++14 c++17 c++20; do try interface -std=$standard; done
         try implementation -std=c++11 -O2
-        try implementation -std=c++14 -O0 -DGDN_NO_SIMD -DGDN_API=static
+        try implementation -std=c++14 -O0 -DGDN_NO_SIMD '-DGDN_API=static inline'
         try implementation -std=c++17 -fsyntax-only -DGDN_NO_MALLOC
         try implementation -std=c++20 -fsyntax-only -march=native
         ;;
@@ -60,7 +60,7 @@ for compiler in "$@"; do
         try implementation -std=c11 -Wstrict-prototypes -O2
         try implementation -std=c11 -Wstrict-prototypes -O0
         try implementation -std=c17 -Wstrict-prototypes -O2 -DGDN_NO_SIMD
-        try implementation -std=c17 -Wstrict-prototypes -O0 -DGDN_NO_SIMD -DGDN_API=static
+        try implementation -std=c17 -Wstrict-prototypes -O0 -DGDN_NO_SIMD '-DGDN_API=static inline'
         try implementation -std=gnu11 -Wstrict-prototypes -O2 -march=native -DGDN_NO_MALLOC
         ;;
     esac

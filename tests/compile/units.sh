@@ -44,10 +44,10 @@ run() {
     $cxx -DGDN_IMPLEMENTATION -DHEADER='"delta.hpp"' -DGDN_HEADER_NAME='"delta.hpp"' user.c -o "$work/program" -lm
     run "GDN_HEADER_NAME, the header twice in C++"
 
-    private() { $c -DGDN_IMPLEMENTATION -DGDN_API=static -DHEADER='"../vendor/gdn_varlen.h"' "$@"; }
+    private() { $c -DGDN_IMPLEMENTATION '-DGDN_API=static inline' -DHEADER='"../vendor/gdn_varlen.h"' "$@"; }
     private -c user.c -o "$work/user_private.o"
     cd /
     private -Dmain=another_main -c "$work/src/user.c" -o "$work/another_private.o"
     $1 "$work/user_private.o" "$work/another_private.o" "$work/implementation_c.o" -o "$work/program" -lm
-    run "GDN_API=static twice beside the public functions; a relative path to the header"
+    run "GDN_API='static inline' twice beside the public functions; a relative path to the header"
 }

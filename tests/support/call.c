@@ -190,7 +190,7 @@ void call_free(call *c) {
 }
 
 void call_protect(const call *c, bool read_only) {
-    for (call_array i = 0; i < CALL_O; i++)
+    for (call_array i = 0; i < CALL_O && !c->sparse; i++)
         if (call_has(c, i)) guard_set_read_only(c->array[i].block, read_only);
 }
 

@@ -113,7 +113,7 @@ void call_free(call *c);
 /* Fresh outputs: bytes 0xff, a NaN in every dtype, in o, the cache and all gaps; the pool as before the call. */
 void call_reset(call *c);
 
-/* Sets inputs read-only while the library runs. */
+/* Sets inputs read-only while the library runs; not sparse ones, whose page tables are long. */
 void call_protect(const call *c, bool read_only);
 
 bool call_has(const call *c, call_array which);
