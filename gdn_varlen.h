@@ -1273,8 +1273,8 @@ typedef struct gdni_workspace {
     float *qk, *gate, *beta;      /* [block + 16] */
     float *bias;                  /* KDA: [kp] */
     float *column;                /* [kp] one column of a state */
-    float *A, *B, *v, *d, *beta_row, *o; /* [columns] */
-    float *tiles;                        /* [columns * kp] */
+    float *A, *B, *d;             /* [columns] */
+    float *tiles;                 /* [columns * kp] */
 } gdni_workspace;
 
 /* Columns c0 to c1 of one value head, and their state. */
@@ -1323,10 +1323,7 @@ static ptrdiff_t gdni_layout(const gdn_params *r, float *base, gdni_workspace *w
     gdni_take(base, &used, kp, &w->column);
     gdni_take(base, &used, columns, &w->A);
     gdni_take(base, &used, columns, &w->B);
-    gdni_take(base, &used, columns, &w->v);
     gdni_take(base, &used, columns, &w->d);
-    gdni_take(base, &used, columns, &w->beta_row);
-    gdni_take(base, &used, columns, &w->o);
     gdni_take(base, &used, gdni_size_mul(columns, kp), &w->tiles);
     return used;
 }
@@ -1431,6 +1428,8 @@ GDNI_INLINE void gdni_store_four(float *p, float32x4_t x) { vst1q_f32(p, x); }
 #define GDNI_LANES 4
 #define GDNI_SET1(x) _mm_set1_ps(x)
 #define GDNI_DSET1(x) _mm_set1_pd(x)
+#define GDNI_DMIN(x, y) _mm_min_pd(x, y)
+#define GDNI_DMAX(x, y) _mm_max_pd(x, y)
 #ifdef __FMA__
 #define GDNI_FMA(x, y, z) _mm_fmadd_ps(x, y, z)
 #else
@@ -1441,6 +1440,8 @@ GDNI_INLINE void gdni_store_four(float *p, float32x4_t x) { vst1q_f32(p, x); }
 #define GDNI_LANES 1
 #define GDNI_SET1(x) (x)
 #define GDNI_DSET1(x) (x)
+#define GDNI_DMIN(x, y) ((x) < (y) ? (x) : (y))
+#define GDNI_DMAX(x, y) ((x) > (y) ? (x) : (y))
 #define GDNI_FMA(x, y, z) gdni_fmaf(x, y, z)
 #endif
 #define GDNI_VK_ROWS 1
@@ -1451,6 +1452,8 @@ GDNI_INLINE void gdni_store_four(float *p, float32x4_t x) { vst1q_f32(p, x); }
 #define GDNI_LANES 8
 #define GDNI_SET1(x) _mm256_set1_ps(x)
 #define GDNI_DSET1(x) _mm256_set1_pd(x)
+#define GDNI_DMIN(x, y) _mm256_min_pd(x, y)
+#define GDNI_DMAX(x, y) _mm256_max_pd(x, y)
 #define GDNI_FMA(x, y, z) _mm256_fmadd_ps(x, y, z)
 #define GDNI_FOLD_TO_4(p) gdni_halves_avx2(_mm256_add_ps((p)[0], (p)[1]))
 #define GDNI_VK_ROWS 2
@@ -1474,6 +1477,8 @@ GDNI_INLINE __m128 gdni_halves_avx2(__m256 x) {
 #define GDNI_LANES 16
 #define GDNI_SET1(x) _mm512_set1_ps(x)
 #define GDNI_DSET1(x) _mm512_set1_pd(x)
+#define GDNI_DMIN(x, y) _mm512_maskz_min_pd(255, x, y)
+#define GDNI_DMAX(x, y) _mm512_maskz_max_pd(255, x, y)
 #define GDNI_FMA(x, y, z) _mm512_fmadd_ps(x, y, z)
 #define GDNI_FOLD_TO_4(p) gdni_quarters_avx512((p)[0])
 #define GDNI_VK_ROWS 4
@@ -1502,6 +1507,8 @@ GDNI_INLINE __m128 gdni_quarters_avx512(__m512 x) {
 #define GDNI_LANES 4
 #define GDNI_SET1(x) vdupq_n_f32(x)
 #define GDNI_DSET1(x) vdupq_n_f64(x)
+#define GDNI_DMIN(x, y) vminq_f64(x, y)
+#define GDNI_DMAX(x, y) vmaxq_f64(x, y)
 #define GDNI_FMA(x, y, z) vfmaq_f32(z, x, y)
 #define GDNI_FOLD_TO_4(p) vaddq_f32(vaddq_f32((p)[0], (p)[2]), vaddq_f32((p)[1], (p)[3]))
 #define GDNI_VK_ROWS 2
@@ -1657,6 +1664,7 @@ int gdn_version(void) { return GDN_VERSION; }
  *     GDNI_SET1(x)       a vector of x
  *     GDNI_FMA(x, y, z)  x*y + z with one rounding
  *     GDNI_DSET1(x)      a vector of the double x, half as many
+ *     GDNI_DMIN(x, y), GDNI_DMAX(x, y)  of such vectors; y where y is NaN
  * Everything else is written here, in terms of these. */
 #ifdef GDNI_KERNEL
 
@@ -1697,6 +1705,8 @@ int gdn_version(void) { return GDN_VERSION; }
 #define gdni_store_vec GDNI_NAME(store_vec)
 #define gdni_load_row GDNI_NAME(load_row)
 #define gdni_store_row GDNI_NAME(store_row)
+#define gdni_load_some GDNI_NAME(load_some)
+#define gdni_store_some GDNI_NAME(store_some)
 #define gdni_fold4 GDNI_NAME(fold4)
 #define gdni_sum16 GDNI_NAME(sum16)
 #define gdni_scale_row GDNI_NAME(scale_row)
@@ -1705,9 +1715,8 @@ int gdn_version(void) { return GDN_VERSION; }
 #define gdni_betas GDNI_NAME(betas)
 #define gdni_prepare_gates GDNI_NAME(prepare_gates)
 #define gdni_sweep_block GDNI_NAME(sweep_block)
-#define gdni_sweep_blocks GDNI_NAME(sweep_blocks)
+#define gdni_sweep_tile GDNI_NAME(sweep_tile)
 #define gdni_sweep GDNI_NAME(sweep)
-#define gdni_move_block GDNI_NAME(move_block)
 #define gdni_move_tile GDNI_NAME(move_tile)
 #define gdni_finish_token GDNI_NAME(finish_token)
 #define gdni_aim_sums GDNI_NAME(aim_sums)
@@ -1820,9 +1829,9 @@ GDNI_INLINE gdni_dvec gdni_polynomial(const double *c, int degree, gdni_dvec x) 
 GDNI_INLINE gdni_dvec gdni_exp(gdni_dvec x) {
     static const double c[] = {1.0000000005541647,   0.6931472057371958,    0.24022646890645522,   0.05550328777105325,
                                0.009618488956331182, 0.0013399931177239738, 0.00015345812161311629};
-    const gdni_dvec low = gdni_dset1(-150.0), high = gdni_dset1(150.0), magic = gdni_dset1(6755399441055744.0);
-    const gdni_dvec y = gdni_dselect(GDNI_DWHERE(x < low), low, gdni_dselect(GDNI_DWHERE(x > high), high, x));
-    const gdni_dvec z = gdni_dmul(y, gdni_dset1(1.4426950408889634)), t = gdni_dadd(z, magic); /* 1.5 * 2^52 */
+    const gdni_dvec magic = gdni_dset1(6755399441055744.0); /* 1.5 * 2^52 */
+    const gdni_dvec y = GDNI_DMAX(gdni_dset1(-150.0), GDNI_DMIN(gdni_dset1(150.0), x));
+    const gdni_dvec z = gdni_dmul(y, gdni_dset1(1.4426950408889634)), t = gdni_dadd(z, magic);
     const gdni_dvec p = gdni_polynomial(c, 6, gdni_dsub(z, gdni_dsub(t, magic)));
     gdni_dword bits;
     gdni_dvec power;
@@ -1837,10 +1846,8 @@ GDNI_INLINE gdni_dvec gdni_softplus(gdni_dvec x) {
     static const double c[] = {0.9999999952873115,  -0.49999902420063846, 0.33329962347703024, -0.24954133016942198,
                                0.1967593625360775,  -0.15305584513080975, 0.10603642016551354, -0.05695941325358193,
                                0.019851400494396657, -0.0032440119125188237};
-    const gdni_dvec zero = gdni_dset1(0.0);
-    const gdni_dword positive = GDNI_DWHERE(x > zero);
-    const gdni_dvec u = gdni_exp(gdni_dselect(positive, gdni_dsub(zero, x), x));
-    return gdni_dadd(gdni_dselect(positive, x, zero), gdni_dmul(u, gdni_polynomial(c, 9, u)));
+    const gdni_dvec zero = gdni_dset1(0.0), u = gdni_exp(GDNI_DMIN(gdni_dsub(zero, x), x));
+    return gdni_dadd(GDNI_DMAX(zero, x), gdni_dmul(u, gdni_polynomial(c, 9, u)));
 }
 
 GDNI_INLINE gdni_dvec gdni_sigmoid(gdni_dvec x) {
@@ -1931,6 +1938,24 @@ static void gdni_store_row(void *row, gdn_dtype dtype, ptrdiff_t count, const fl
     for (; i < count; i++) {
         const uint16_t half = dtype == GDN_BF16 ? gdni_to_bf16(from[i]) : gdni_to_f16(from[i]);
         memcpy(to + i * 2, &half, 2);
+    }
+}
+
+/* One vector of which only `count` elements exist, the rest zeros. */
+GDNI_INLINE gdni_vec gdni_load_some(const char *from, gdn_dtype dtype, ptrdiff_t count) {
+    float x[GDNI_LANES];
+    if (count == GDNI_LANES) return gdni_load_vec(from, dtype);
+    gdni_load_row(from, dtype, count, GDNI_LANES, x);
+    return gdni_load(x);
+}
+
+GDNI_INLINE void gdni_store_some(char *to, gdn_dtype dtype, ptrdiff_t count, gdni_vec y) {
+    float x[GDNI_LANES];
+    if (count == GDNI_LANES) {
+        gdni_store_vec(to, dtype, y);
+    } else {
+        gdni_store(x, y);
+        gdni_store_row(to, dtype, count, x);
     }
 }
 
@@ -2069,34 +2094,37 @@ static void gdni_prepare_gates(const gdn_params *r, const gdni_sequence *s, ptrd
 /* What a sweep reads and leaves. update: s = fma(k_i, d, decay_i * s). sums: A and B over kn_i * s and qn_i * s. */
 typedef struct GDNI_NAME(sweep_args) {
     const float *k, *decay, *d, *kn, *qn;
+    ptrdiff_t decay_stride; /* 0: one decay for all rows */
     float *A, *B;
 } GDNI_NAME(sweep_args);
 #define gdni_sweep_args GDNI_NAME(sweep_args)
 
-/* nv vectors of columns, from column c of the segment on, held as [rows][nv vectors]. `sixteen`: sixteen partial sums
+/* nv vectors of columns, held as [rows][nv vectors]. `sixteen`: sixteen partial sums
  * over the rows, taken in the order in which they can be folded as they come (0+8, 4+12, their sum, ...). */
-GDNI_INLINE void gdni_sweep_block(const gdni_sweep_args *x, float *tile, ptrdiff_t rows, ptrdiff_t c, const int nv,
+GDNI_INLINE void gdni_sweep_block(const gdni_sweep_args *x, float *tile, ptrdiff_t rows, const int nv,
                                   const bool update, const bool sums, const bool sixteen) {
     static const unsigned char order[GDNI_LANES16] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
     const int groups = sixteen && sums ? GDNI_LANES16 : 1;
-    gdni_vec A[4], B[4], d[4], open_A[4][4], open_B[4][4];
-    GDNI_UNROLL
-    for (int j = 0; j < nv; j++) d[j] = update ? gdni_load(x->d + c + j * GDNI_LANES) : gdni_set1(0.0f);
+    const float *k = x->k, *decay = x->decay, *d = x->d, *kn = x->kn, *qn = x->qn;
+    const ptrdiff_t decay_stride = x->decay_stride;
+    gdni_vec A[4], B[4], open_A[4][4], open_B[4][4];
     for (int group = 0; group < groups; group++) {
         GDNI_UNROLL
         for (int j = 0; j < nv; j++) A[j] = B[j] = gdni_set1(0.0f);
         for (ptrdiff_t i = order[group]; i < rows; i += groups) {
             float *row = tile + i * nv * GDNI_LANES;
+            const gdni_vec k_i = gdni_set1(update ? k[i] : 0.0f), decay_i = gdni_set1(update ? decay[i * decay_stride] : 0.0f);
+            const gdni_vec kn_i = gdni_set1(sums ? kn[i] : 0.0f), qn_i = gdni_set1(sums ? qn[i] : 0.0f);
             GDNI_UNROLL
             for (int j = 0; j < nv; j++) {
                 gdni_vec s = gdni_load(row + j * GDNI_LANES);
-                if (update) {
-                    s = gdni_fma(gdni_set1(x->k[i]), d[j], gdni_mul(gdni_set1(x->decay[i]), s));
+                if (update) { /* d stays in memory: AVX2 has sixteen registers */
+                    s = gdni_fma(k_i, gdni_load(d + j * GDNI_LANES), gdni_mul(decay_i, s));
                     gdni_store(row + j * GDNI_LANES, s);
                 }
                 if (sums) {
-                    A[j] = gdni_fma(gdni_set1(x->kn[i]), s, A[j]);
-                    B[j] = gdni_fma(gdni_set1(x->qn[i]), s, B[j]);
+                    A[j] = gdni_fma(kn_i, s, A[j]);
+                    B[j] = gdni_fma(qn_i, s, B[j]);
                 }
             }
         }
@@ -2118,86 +2146,81 @@ GDNI_INLINE void gdni_sweep_block(const gdni_sweep_args *x, float *tile, ptrdiff
     if (!sums) return;
     GDNI_UNROLL
     for (int j = 0; j < nv; j++) {
-        gdni_store(x->A + c + j * GDNI_LANES, A[j]);
-        gdni_store(x->B + c + j * GDNI_LANES, B[j]);
+        gdni_store(x->A + j * GDNI_LANES, A[j]);
+        gdni_store(x->B + j * GDNI_LANES, B[j]);
     }
 }
 
-/* A tile is cut into blocks of four vectors of columns, the last one narrower. */
-GDNI_INLINE void gdni_sweep_blocks(const gdni_sweep_args *x, float *tile, ptrdiff_t rows, ptrdiff_t columns,
-                                   const bool update, const bool sums, const bool sixteen) {
-    ptrdiff_t c = 0;
-    for (; columns - c > 3 * GDNI_LANES; c += 4 * GDNI_LANES)
-        gdni_sweep_block(x, tile + c * rows, rows, c, 4, update, sums, sixteen);
-    if (columns - c > 2 * GDNI_LANES) gdni_sweep_block(x, tile + c * rows, rows, c, 3, update, sums, sixteen);
-    else if (columns - c > GDNI_LANES) gdni_sweep_block(x, tile + c * rows, rows, c, 2, update, sums, sixteen);
-    else if (columns - c > 0) gdni_sweep_block(x, tile + c * rows, rows, c, 1, update, sums, sixteen);
+/* A tile is one block of columns, at most four vectors wide. */
+GDNI_INLINE void gdni_sweep_tile(const gdni_sweep_args *x, float *tile, ptrdiff_t rows, ptrdiff_t columns,
+                                 const bool update, const bool sums, const bool sixteen) {
+    if (columns > 3 * GDNI_LANES) gdni_sweep_block(x, tile, rows, 4, update, sums, sixteen);
+    else if (columns > 2 * GDNI_LANES) gdni_sweep_block(x, tile, rows, 3, update, sums, sixteen);
+    else if (columns > GDNI_LANES) gdni_sweep_block(x, tile, rows, 2, update, sums, sixteen);
+    else gdni_sweep_block(x, tile, rows, 1, update, sums, sixteen);
 }
 
 static void gdni_sweep(const gdni_sweep_args *x, float *tile, ptrdiff_t rows, ptrdiff_t columns, bool sixteen,
                        bool update, bool sums) {
-    if (!sums) gdni_sweep_blocks(x, tile, rows, columns, true, false, false);
-    else if (sixteen && update) gdni_sweep_blocks(x, tile, rows, columns, true, true, true);
-    else if (sixteen) gdni_sweep_blocks(x, tile, rows, columns, false, true, true);
-    else if (update) gdni_sweep_blocks(x, tile, rows, columns, true, true, false);
-    else gdni_sweep_blocks(x, tile, rows, columns, false, true, false);
+    if (!sums) gdni_sweep_tile(x, tile, rows, columns, true, false, false);
+    else if (sixteen && update) gdni_sweep_tile(x, tile, rows, columns, true, true, true);
+    else if (sixteen) gdni_sweep_tile(x, tile, rows, columns, false, true, true);
+    else if (update) gdni_sweep_tile(x, tile, rows, columns, true, true, false);
+    else gdni_sweep_tile(x, tile, rows, columns, false, true, false);
 }
 
-/* Copies columns of a state matrix into a block of its tile (`width` floats a row), or (store) back. */
-static void gdni_move_block(const gdn_params *r, gdni_matrix m, ptrdiff_t c, ptrdiff_t count, ptrdiff_t width, bool store,
-                            float *block, float *column) {
+/* Copies the columns of a segment from a state matrix (NULL: zeros) into its tile, or (store) back. */
+static void gdni_move_tile(const gdn_params *r, gdni_matrix m, const gdni_segment *x, bool store, const gdni_workspace *w) {
     const ptrdiff_t K = r->head_k_dim, size = gdni_dtype_size(m.dtype);
+    const ptrdiff_t count = x->c1 - x->c0, width = gdni_round_up(count, GDNI_LANES);
+    if (m.data == NULL) {
+        if (!store) memset(x->tile, 0, (size_t)(width * K) * sizeof(float));
+        return;
+    }
     if (r->state_layout == GDN_STATE_KV) {
         for (ptrdiff_t i = 0; i < K; i++) {
-            char *row = m.data + (i * r->head_v_dim + c) * size;
-            if (store) gdni_store_row(row, m.dtype, count, block + i * width);
-            else gdni_load_row(row, m.dtype, count, width, block + i * width);
+            char *row = m.data + (i * r->head_v_dim + x->c0) * size;
+            if (store) gdni_store_row(row, m.dtype, count, x->tile + i * width);
+            else gdni_load_row(row, m.dtype, count, width, x->tile + i * width);
         }
         return;
     }
     for (ptrdiff_t j = 0; j < width; j++) {
-        char *row = m.data + (c + j) * K * size;
+        char *row = m.data + (x->c0 + j) * K * size;
         if (store && j >= count) return;
-        for (ptrdiff_t i = 0; i < K && store; i++) column[i] = block[i * width + j];
-        if (store) gdni_store_row(row, m.dtype, K, column);
-        else gdni_load_row(row, m.dtype, j < count ? K : 0, gdni_round_up(K, GDNI_LANES), column);
-        for (ptrdiff_t i = 0; i < K && !store; i++) block[i * width + j] = column[i];
+        for (ptrdiff_t i = 0; i < K && store; i++) w->column[i] = x->tile[i * width + j];
+        if (store) gdni_store_row(row, m.dtype, K, w->column);
+        else gdni_load_row(row, m.dtype, j < count ? K : 0, gdni_round_up(K, GDNI_LANES), w->column);
+        for (ptrdiff_t i = 0; i < K && !store; i++) x->tile[i * width + j] = w->column[i];
     }
 }
 
-/* Copies a segment of a state matrix into its tile (NULL: zeros), or (store) back. */
-static void gdni_move_tile(const gdn_params *r, gdni_matrix m, const gdni_segment *x, bool store, const gdni_workspace *w) {
-    const ptrdiff_t columns = x->c1 - x->c0, K = r->head_k_dim;
-    if (m.data == NULL) {
-        if (!store) memset(x->tile, 0, (size_t)(gdni_round_up(columns, GDNI_LANES) * K) * sizeof(float));
-        return;
-    }
-    for (ptrdiff_t c = 0; c < columns; c += 4 * GDNI_LANES) {
-        const ptrdiff_t count = gdni_min(columns - c, 4 * GDNI_LANES);
-        gdni_move_block(r, m, x->c0 + c, count, gdni_round_up(count, GDNI_LANES), store, x->tile + c * K, w->column);
-    }
-}
-
-/* From the sums of token t to its d and output: d = beta * (v - decay A), o = decay B + (q.k) d. */
+/* From the sums of token t to its d and output: d = beta * (v - factor A), o = factor B + (q.k) d. */
 static void gdni_finish_token(const gdn_params *r, const gdni_sequence *s, const gdni_segment *x, ptrdiff_t t,
-                              float factor, float beta, float qk, const gdni_workspace *w) {
-    const ptrdiff_t columns = x->c1 - x->c0, padded = gdni_round_up(columns, GDNI_LANES);
-    const ptrdiff_t o_at = gdni_output_offset(r, s, t, x->value_head) + x->c0;
-    const char *v = (const char *)gdni_row(&r->v, s, t, x->value_head);
-    gdni_load_row(v + x->c0 * gdni_dtype_size(r->v.dtype), r->v.dtype, columns, padded, w->v);
-    if (r->beta_per_column) {
-        const char *b = (const char *)gdni_row(&r->b, s, t, x->value_head);
-        gdni_load_row(b + x->c0 * gdni_dtype_size(r->b.dtype), r->b.dtype, columns, padded, w->beta_row);
-        gdni_betas(r, padded, w->beta_row);
-    }
-    for (ptrdiff_t c = 0; c < padded; c += GDNI_LANES) {
-        const gdni_vec beta_c = r->beta_per_column ? gdni_load(w->beta_row + c) : gdni_set1(beta);
-        const gdni_vec error = gdni_fma(gdni_set1(-factor), gdni_load(w->A + c), gdni_load(w->v + c));
-        const gdni_vec d = gdni_mul(beta_c, error);
+                              const gdni_workspace *w) {
+    const gdn_dtype v_dtype = r->v.dtype, b_dtype = r->b.dtype, o_dtype = r->o.dtype;
+    const ptrdiff_t v_size = gdni_dtype_size(v_dtype), b_size = gdni_dtype_size(b_dtype), o_size = gdni_dtype_size(o_dtype);
+    const char *v = (const char *)gdni_row(&r->v, s, t, x->value_head) + x->c0 * v_size, *b = NULL;
+    char *o = (char *)r->o.data + (gdni_output_offset(r, s, t, x->value_head) + x->c0) * o_size;
+    const ptrdiff_t at = t % w->block;
+    const gdni_vec factor = gdni_set1(r->is_kda ? 1.0f : w->gate[at]), qk = gdni_set1(w->qk[at]);
+    const gdni_vec minus_factor = gdni_sub(gdni_set1(0.0f), factor);
+    gdni_vec beta = gdni_set1(r->beta_per_column ? 0.0f : w->beta[at]);
+    if (r->beta_per_column) b = (const char *)gdni_row(&r->b, s, t, x->value_head) + x->c0 * b_size;
+    for (ptrdiff_t c = 0; c < x->c1 - x->c0; c += GDNI_LANES) {
+        const ptrdiff_t count = gdni_min(GDNI_LANES, x->c1 - x->c0 - c);
+        const gdni_vec v_c = gdni_load_some(v + c * v_size, v_dtype, count);
+        gdni_vec d;
+        if (b != NULL) {
+            float betas[GDNI_LANES];
+            gdni_store(betas, gdni_load_some(b + c * b_size, b_dtype, count));
+            gdni_betas(r, GDNI_LANES, betas);
+            beta = gdni_load(betas);
+        }
+        d = gdni_mul(beta, gdni_fma(minus_factor, gdni_load(w->A + c), v_c));
         gdni_store(w->d + c, d);
-        gdni_store(w->o + c, gdni_fma(gdni_set1(qk), d, gdni_mul(gdni_set1(factor), gdni_load(w->B + c))));
+        gdni_store_some(o + c * o_size, o_dtype, count, gdni_fma(qk, d, gdni_mul(factor, gdni_load(w->B + c))));
     }
-    gdni_store_row((char *)r->o.data + o_at * gdni_dtype_size(r->o.dtype), r->o.dtype, columns, w->o);
 }
 
 static void gdni_aim_sums(const gdn_params *r, gdni_sweep_args *x, ptrdiff_t t, const gdni_workspace *w) {
@@ -2208,33 +2231,35 @@ static void gdni_aim_sums(const gdn_params *r, gdni_sweep_args *x, ptrdiff_t t, 
 
 static void gdni_aim_update(const gdn_params *r, gdni_sweep_args *x, ptrdiff_t t, const gdni_workspace *w) {
     x->k = w->k + t * w->kp;
-    x->decay = w->decay + (r->is_kda ? t * w->kp : 0);
-    for (ptrdiff_t i = 0; i < w->kp && !r->is_kda; i += GDNI_LANES) gdni_store(w->decay + i, gdni_set1(w->gate[t]));
+    x->decay = r->is_kda ? w->decay + t * w->kp : &w->gate[t];
+    x->decay_stride = r->is_kda ? 1 : 0;
 }
 
-/* Tokens t0 to t0 + count of one segment, whose q, k and gates are prepared. */
-static void gdni_run_block(const gdn_params *r, const gdni_sequence *s, ptrdiff_t n, const gdni_segment *segment,
+/* Tokens t0 to t0 + count of one block of columns, whose q, k and gates are prepared. */
+static void gdni_run_block(const gdn_params *r, const gdni_sequence *s, ptrdiff_t n, const gdni_segment *x,
                            ptrdiff_t t0, ptrdiff_t count, const gdni_workspace *w) {
-    const ptrdiff_t K = r->head_k_dim, hv = segment->value_head, columns = segment->c1 - segment->c0;
-    const bool vk = r->state_layout == GDN_STATE_VK, tree = r->retrieve_parent_token.data != NULL && s->row >= 0;
+    const ptrdiff_t K = r->head_k_dim, columns = x->c1 - x->c0;
+    const bool sixteen = r->state_layout == GDN_STATE_VK, tree = r->retrieve_parent_token.data != NULL && s->row >= 0;
+    const bool every_step = s->row >= 0 || r->ssm_state_indices.data != NULL;
     bool have_sums = false; /* A and B are those of token t */
-    gdni_sweep_args x;
-    memset(&x, 0, sizeof x);
-    x.A = w->A, x.B = w->B, x.d = w->d;
+    gdni_sweep_args args;
+    memset(&args, 0, sizeof args);
+    args.A = w->A, args.B = w->B, args.d = w->d;
     for (ptrdiff_t t = 0; t < count; t++) {
-        const int64_t parent = gdni_parent(r, s, n, t0 + t);
-        if (parent >= 0) gdni_move_tile(r, gdni_cache_matrix(r, s->row, parent, hv), segment, false, w);
+        const int64_t parent = tree ? gdni_parent(r, s, n, t0 + t) : -1;
+        if (parent >= 0) gdni_move_tile(r, gdni_cache_matrix(r, s->row, parent, x->value_head), x, false, w);
         if (!have_sums) {
-            gdni_aim_sums(r, &x, t, w);
-            gdni_sweep(&x, segment->tile, K, columns, vk, false, true);
+            gdni_aim_sums(r, &args, t, w);
+            gdni_sweep(&args, x->tile, K, columns, sixteen, false, true);
         }
-        gdni_finish_token(r, s, segment, t0 + t, r->is_kda ? 1.0f : w->gate[t], w->beta[t], w->qk[t], w);
+        gdni_finish_token(r, s, x, t0 + t, w);
         have_sums = t + 1 < count && !tree;
-        if (have_sums) gdni_aim_sums(r, &x, t + 1, w);
-        gdni_aim_update(r, &x, t, w);
-        gdni_sweep(&x, segment->tile, K, columns, vk, true, have_sums);
-        gdni_move_tile(r, gdni_cache_matrix(r, s->row, t0 + t, hv), segment, true, w);
-        gdni_move_tile(r, gdni_pool_matrix(r, gdni_step_slot(r, s, n, t0 + t), hv), segment, true, w);
+        if (have_sums) gdni_aim_sums(r, &args, t + 1, w);
+        gdni_aim_update(r, &args, t, w);
+        gdni_sweep(&args, x->tile, K, columns, sixteen, true, have_sums);
+        if (every_step) gdni_move_tile(r, gdni_cache_matrix(r, s->row, t0 + t, x->value_head), x, true, w);
+        if (every_step || t0 + t + 1 == s->length)
+            gdni_move_tile(r, gdni_pool_matrix(r, gdni_step_slot(r, s, n, t0 + t), x->value_head), x, true, w);
     }
 }
 
@@ -2345,7 +2370,7 @@ GDNI_INLINE void gdni_stream_columns(const gdn_params *r, const gdni_sequence *s
     const bool vk = r->state_layout == GDN_STATE_VK;
     if (vk) gdni_sums_vk(args, from, dtype, K, columns);
     else gdni_sums_kv(args, from, dtype, pitch, K, columns);
-    gdni_finish_token(r, s, x, 0, r->is_kda ? 1.0f : w->gate[0], w->beta[0], w->qk[0], w);
+    gdni_finish_token(r, s, x, 0, w);
     if (to == NULL) return;
     if (vk) gdni_update_vk(args, from, dtype, to, K, columns);
     else gdni_update_kv(args, from, dtype, to, pitch, K, columns);
@@ -2369,6 +2394,10 @@ static void gdni_stream(const gdn_params *r, const gdni_sequence *s, ptrdiff_t n
     args.A = w->A, args.B = w->B, args.d = w->d;
     gdni_aim_sums(r, &args, 0, w);
     gdni_aim_update(r, &args, 0, w);
+    if (!r->is_kda) {
+        for (ptrdiff_t i = 0; i < w->kp; i += GDNI_LANES) gdni_store(w->decay + i, gdni_set1(w->gate[0]));
+        args.decay = w->decay;
+    }
     for (ptrdiff_t c = segment->c0; c < segment->c1; c = x.c1) {
         const char *in = from.data + c * stride;
         char *out = to.data == NULL ? NULL : to.data + c * stride;
@@ -2383,21 +2412,19 @@ static void gdni_stream(const gdn_params *r, const gdni_sequence *s, ptrdiff_t n
 /* Items first to last of one sequence and key head, at most GDNI_RUN of them. */
 static void gdni_run_group(const gdn_params *r, const gdni_sequence *s, ptrdiff_t first, ptrdiff_t last,
                            const gdni_workspace *w) {
-    gdni_segment segments[GDNI_RUN];
+    gdni_segment heads[GDNI_RUN];
     const gdni_item start = gdni_get_item(r, first);
-    float *tile = w->tiles;
     int count = 0;
     for (ptrdiff_t i = first; i < last; i++) {
         const gdni_item x = gdni_get_item(r, i);
         const ptrdiff_t c0 = x.slice * GDNI_SLICE, c1 = gdni_min(c0 + GDNI_SLICE, r->head_v_dim);
-        if (count > 0 && segments[count - 1].value_head == x.value_head) {
-            segments[count - 1].c1 = c1;
+        if (count > 0 && heads[count - 1].value_head == x.value_head) {
+            heads[count - 1].c1 = c1;
         } else {
-            segments[count].value_head = x.value_head;
-            segments[count].c0 = c0, segments[count].c1 = c1;
-            segments[count++].tile = tile;
+            heads[count].value_head = x.value_head;
+            heads[count].c0 = c0, heads[count].c1 = c1;
+            heads[count++].tile = w->tiles + (i - first) * GDNI_SLICE * w->kp;
         }
-        tile += GDNI_SLICE * w->kp;
     }
     /* What vectors read past the columns and tokens in use. */
     memset(w->zero, 0, (size_t)w->kp * sizeof(float));
@@ -2405,22 +2432,22 @@ static void gdni_run_group(const gdn_params *r, const gdni_sequence *s, ptrdiff_
     memset(w->B, 0, (size_t)w->columns * sizeof(float));
     memset(w->gate, 0, (size_t)(w->block + GDNI_LANES16) * sizeof(float));
     memset(w->beta, 0, (size_t)(w->block + GDNI_LANES16) * sizeof(float));
-    if (gdni_streams(r, s)) {
-        gdni_prepare_qk(r, s, start.key_head, 0, 1, w);
-        for (int i = 0; i < count; i++) {
-            gdni_prepare_gates(r, s, segments[i].value_head, 0, 1, w);
-            gdni_stream(r, s, start.n, &segments[i], w);
-        }
-        return;
-    }
-    for (int i = 0; i < count; i++)
-        gdni_move_tile(r, gdni_pool_matrix(r, s->read, segments[i].value_head), &segments[i], false, w);
     for (ptrdiff_t t = 0; t < s->length; t += w->block) {
         const ptrdiff_t tokens = gdni_min(w->block, s->length - t);
         gdni_prepare_qk(r, s, start.key_head, t, tokens, w);
         for (int i = 0; i < count; i++) {
-            gdni_prepare_gates(r, s, segments[i].value_head, t, tokens, w);
-            gdni_run_block(r, s, start.n, &segments[i], t, tokens, w);
+            gdni_prepare_gates(r, s, heads[i].value_head, t, tokens, w);
+            if (gdni_streams(r, s)) {
+                gdni_stream(r, s, start.n, &heads[i], w);
+                continue;
+            }
+            for (ptrdiff_t c = heads[i].c0; c < heads[i].c1; c += 4 * GDNI_LANES) {
+                gdni_segment x = heads[i];
+                x.c0 = c, x.c1 = gdni_min(c + 4 * GDNI_LANES, x.c1);
+                x.tile += (c - heads[i].c0) * w->kp;
+                if (t == 0) gdni_move_tile(r, gdni_pool_matrix(r, s->read, x.value_head), &x, false, w);
+                gdni_run_block(r, s, start.n, &x, t, tokens, w);
+            }
         }
     }
 }
@@ -2472,6 +2499,8 @@ static void gdni_run_items(const gdn_params *r, ptrdiff_t first, ptrdiff_t last,
 #undef gdni_store_vec
 #undef gdni_load_row
 #undef gdni_store_row
+#undef gdni_load_some
+#undef gdni_store_some
 #undef gdni_fold4
 #undef gdni_sum16
 #undef gdni_scale_row
@@ -2480,9 +2509,8 @@ static void gdni_run_items(const gdn_params *r, ptrdiff_t first, ptrdiff_t last,
 #undef gdni_betas
 #undef gdni_prepare_gates
 #undef gdni_sweep_block
-#undef gdni_sweep_blocks
+#undef gdni_sweep_tile
 #undef gdni_sweep
-#undef gdni_move_block
 #undef gdni_move_tile
 #undef gdni_finish_token
 #undef gdni_aim_sums
@@ -2508,6 +2536,8 @@ static void gdni_run_items(const gdn_params *r, ptrdiff_t first, ptrdiff_t last,
 #undef GDNI_VK_ROWS
 #undef GDNI_SET1
 #undef GDNI_DSET1
+#undef GDNI_DMIN
+#undef GDNI_DMAX
 #undef GDNI_FMA
 #undef GDNI_FOLD_TO_4
 #endif /* GDNI_KERNEL */

@@ -560,21 +560,21 @@ static void decay_of_zero_forgets(void **state) {
         double gate;
     } gates[] = {{GDN_GATE_DECAY, 0},       {GDN_GATE_DECAY, -0.0}, {GDN_GATE_LOG, -316}, {GDN_GATE_LOG, -1e30},
                  {GDN_GATE_LOG, -HUGE_VAL}, {GDN_GATE_RAW, 1e4},    {GDN_GATE_RAW, 3e38}};
-    for (ptrdiff_t i = 0; i < 4 * COUNT(gates); i++) {
-        const call_config config = {
-            .p = {FIXED(2, 5), HEADS(2, 4, 24, 40), POOL(KV, 2, GDN_F32), .gate_input = gates[i / 4].input}};
-        call_config kind = config;
-        kind.p.state_layout = i & 1 ? GDN_STATE_VK : GDN_STATE_KV;
-        kind.p.is_kda = (i & 2) != 0;
-        call *c = call_new(&kind);
+    for (ptrdiff_t i = 0; i < 8 * COUNT(gates); i++) {
+        bool one_token = (i & 4) != 0;
+        call_config config = {.p = {FIXED(2, one_token ? 1 : 5), HEADS(2, 4, 32, 48), POOL(KV, 2, GDN_F32)}};
+        config.p.gate_input = gates[i / 8].input;
+        config.p.state_layout = i & 1 ? GDN_STATE_VK : GDN_STATE_KV;
+        config.p.is_kda = (i & 2) != 0;
+        call *c = call_new(&config);
         call_fill(c, CALL_INITIAL_POOL, 3.4e38);
         for (ptrdiff_t hv = 0; hv < 4; hv++)
-            for (ptrdiff_t j = 0; j < 24 * 40; j += 3) call_set(c, CALL_INITIAL_POOL, 0, 0, hv, j, -3.4e38);
+            for (ptrdiff_t j = 0; j < 32 * 48; j += 3) call_set(c, CALL_INITIAL_POOL, 0, 0, hv, j, -3.4e38);
         if (call_has(c, CALL_A_LOG)) call_fill(c, CALL_A_LOG, 2);
-        set_row(c, CALL_A, 0, 0, gates[i / 4].gate);
-        set_row(c, CALL_A, 1, 0, gates[i / 4].gate);
-        set_row(c, CALL_A, 1, 3, gates[i / 4].gate);
-        test_context("decay of zero, kind %td", i);
+        set_row(c, CALL_A, 0, 0, gates[i / 8].gate);
+        set_row(c, CALL_A, 1, 0, gates[i / 8].gate);
+        if (!one_token) set_row(c, CALL_A, 1, 3, gates[i / 8].gate);
+        test_context("decay of zero, gate %td, kind %td", i / 8, i % 8);
         check_f32(c);
         assert_finite(c);
         call_free(c);
@@ -703,13 +703,13 @@ static void zeros_and_denormals(void **state) {
 /* ---- NaN and infinity ----------------------------------------------------------------------------- */
 
 /* Where the spoilt input is. */
-enum { BAD_SEQUENCE = 1, BAD_TOKEN = 2, BAD_KEY_HEAD = 1, BAD_VALUE_HEAD = 2, BAD_ELEMENT = 3 };
+enum { BAD_SEQUENCE = 1, BAD_KEY_HEAD = 1, BAD_VALUE_HEAD = 2, BAD_ELEMENT = 3 };
 
 static bool has_tokens(call_array which) {
     return which != CALL_INITIAL_POOL && which != CALL_A_LOG && which != CALL_DT_BIAS;
 }
 
-static void spoil(call *c, call_array which, double value) {
+static void spoil(call *c, call_array which, ptrdiff_t bad_token, double value) {
     ptrdiff_t n = BAD_SEQUENCE, last = c->array[which].shape[3] - 1;
     ptrdiff_t inner = last < BAD_ELEMENT ? last : BAD_ELEMENT;
     if (which == CALL_A_LOG || which == CALL_DT_BIAS)
@@ -717,7 +717,7 @@ static void spoil(call *c, call_array which, double value) {
     else if (which == CALL_INITIAL_POOL)
         call_set(c, which, call_start_slot(c, n), 0, BAD_VALUE_HEAD, inner, value);
     else
-        call_set(c, which, call_batch(c, n), call_token(c, n, BAD_TOKEN),
+        call_set(c, which, call_batch(c, n), call_token(c, n, bad_token),
                  which == CALL_Q || which == CALL_K ? BAD_KEY_HEAD : BAD_VALUE_HEAD, inner, value);
 }
 
@@ -734,12 +734,12 @@ static void same_elements(const call *x, const call *y, call_array which, ptrdif
             test_fail("it reaches %s[%td][%td][%td][%td]", call_array_names[which], i0, i1, i2, i);
 }
 
-static void check_reach(const call *clean, const call *spoilt, call_array which) {
+static void check_reach(const call *clean, const call *spoilt, call_array which, ptrdiff_t bad_token) {
     for (ptrdiff_t n = 0; n < call_num_seqs(clean); n++)
         for (ptrdiff_t hv = 0; hv < clean->p.num_value_heads; hv++) {
             bool reached = reaches(clean, which, n, hv);
             for (ptrdiff_t t = 0; t < call_length(clean, n); t++)
-                if (!reached || (has_tokens(which) && t < BAD_TOKEN))
+                if (!reached || (has_tokens(which) && t < bad_token))
                     same_elements(clean, spoilt, CALL_O, call_batch(clean, n), call_token(clean, n, t), hv);
             if (!reached) same_elements(clean, spoilt, CALL_POOL, call_start_slot(clean, n), 0, hv);
         }
@@ -764,33 +764,43 @@ static void check_kinds(const call *spoilt, const call *oracle, bool nan) {
     if (nan && bad == 0) test_fail("the NaN is lost");
 }
 
+/* The token that is spoilt: in the middle, the last one, the only one. */
+static const struct {
+    call_list lens;
+    ptrdiff_t bad_token, rows;
+} places[] = {{LIST(4, 5, 3), 2, 20}, {LIST(4, 5, 3), 4, 20}, {LIST(1, 1, 1), 0, 16}};
+
 static void nan_and_infinity_stay(void **state) {
     (void)state;
     static const call_array inputs[] = {CALL_Q, CALL_K,     CALL_V,       CALL_A,
                                         CALL_B, CALL_A_LOG, CALL_DT_BIAS, CALL_INITIAL_POOL};
     static const double values[] = {(double)NAN, HUGE_VAL, -HUGE_VAL};
     static const char *const names[] = {"raw gates", "log gates", "decay", "decay 0 at the same token"};
-    for (ptrdiff_t kind = 0; kind < 8 * COUNT(names); kind++) {
-        call_config config = {.p = {HEADS(2, 4, 20, 40), POOL(KV, 4, GDN_F32)}, .lens = LIST(4, 5, 3)};
-        ptrdiff_t gate = kind / 8;
+    for (ptrdiff_t i = 0; i < 8 * COUNT(places) * COUNT(names); i++) {
+        ptrdiff_t place = i / 8 % COUNT(places), gate = i / 8 / COUNT(places), kind = i % 8;
+        ptrdiff_t bad_token = places[place].bad_token;
+        call_config config = {.p = {HEADS(2, 4, places[place].rows, 40), POOL(KV, 3, GDN_F32)}};
+        config.lens = places[place].lens;
         config.p.gate_input = gate == 0 ? GDN_GATE_RAW : gate == 1 ? GDN_GATE_LOG : GDN_GATE_DECAY;
         config.p.state_layout = kind & 1 ? GDN_STATE_VK : GDN_STATE_KV;
         config.p.is_kda = (kind & 2) != 0;
         config.p.use_qk_l2norm_in_kernel = (kind & 4) != 0;
         call *clean = call_new(&config);
-        if (gate == 3) set_row(clean, CALL_A, 0, call_token(clean, BAD_SEQUENCE, BAD_TOKEN), 0);
+        if (gate == 3)
+            set_row(clean, CALL_A, call_batch(clean, BAD_SEQUENCE), call_token(clean, BAD_SEQUENCE, bad_token), 0);
         run(clean, RUN_WHOLE);
-        for (ptrdiff_t i = 0; i < COUNT(inputs) * COUNT(values); i++) {
-            call_array which = inputs[i / COUNT(values)];
-            double value = values[i % COUNT(values)];
+        for (ptrdiff_t j = 0; j < COUNT(inputs) * COUNT(values); j++) {
+            call_array which = inputs[j / COUNT(values)];
+            double value = values[j % COUNT(values)];
             if (!call_has(clean, which) || (gate == 3 && which == CALL_A)) continue;
             call *spoilt = call_clone(clean, &call_layouts[0], GUARD_AFTER);
-            spoil(spoilt, which, value);
+            spoil(spoilt, which, bad_token, value);
             call *oracle = call_clone_f64(spoilt);
-            test_context("%g in %s, %s, kind %td", value, call_array_names[which], names[gate], kind % 8);
+            test_context("%g in %s at token %td, %s, kind %td", value, call_array_names[which], bad_token, names[gate],
+                         kind);
             run(spoilt, RUN_WHOLE);
             run(oracle, RUN_WHOLE);
-            check_reach(clean, spoilt, which);
+            check_reach(clean, spoilt, which, bad_token);
             check_kinds(spoilt, oracle, isnan(value) != 0);
             call_free(oracle);
             call_free(spoilt);

@@ -548,6 +548,8 @@ static void slots_out_of_range(void **state) {
     ACCEPTED(cached, (m.rows[0] = m.rows[1] = -1, m.rows[2] = INT32_MIN));
     ACCEPTED(step_slots, memset(m.slots, 0xff, sizeof m.slots));
     ACCEPTED(cached, p.intermediate_state_indices.data = NULL);
+    ACCEPTED(cached, (p.intermediate_state_indices.data = NULL, p.intermediate_states_buffer.num_rows = SEQS));
+    ACCEPTED(identity_slots, p.initial_state_source.num_states = SEQS);
     static const int64_t lowest[] = {4, INT64_MIN, 2};
     ACCEPTED(pooled, p.initial_state_indices = gdn_i64(lowest));
 }
@@ -607,6 +609,7 @@ static void conflicts(void **state) {
     ACCEPTED(read_and_written, (p.disable_state_update = true, m.reads[0] = m.reads[1] = 4, m.writes[0] = m.writes[1]));
     ACCEPTED(read_and_written, m.reads[0] = m.reads[2]);
     ACCEPTED(read_and_written, m.writes[2] = m.reads[2]);
+    ACCEPTED(step_slots, m.slots[1 * STEPS + 1] = m.slots[1 * STEPS]);
     ACCEPTED(pooled, m.reads[0] = m.reads[2] = -1);
     ACCEPTED(read_and_written, m.writes[0] = m.writes[2] = -1);
     ACCEPTED(cached, m.rows[0] = m.rows[2] = -1);
@@ -662,6 +665,17 @@ static void far_slots(void) {
     many();
     p.initial_state_source = gdn_pool_of((void *)(UINTPTR_MAX / 4 * 3), GDN_BF16, (ptrdiff_t)1000 * 1000 * 1000 * 1000);
     for (int n = 0; n < MANY; n++) m.many_reads[n] *= 250 * 1000 * 1000 - 1;
+}
+
+static void distances_between_slots(void **state) {
+    (void)state;
+    for (int bit = 0; bit < 40; bit++)
+        for (int64_t slot = ((int64_t)1 << bit) - 1; slot <= ((int64_t)1 << bit) + 1; slot++) {
+            if (slot < 2) continue;
+            VALID(far_slots, (p.num_seqs = 3, m.many_reads[0] = 0, m.many_reads[1] = slot - 1, m.many_reads[2] = slot));
+            REFUSED_AT(far_slots, (p.num_seqs = 3, m.many_reads[0] = 0, m.many_reads[1] = m.many_reads[2] = slot),
+                       GDN_ERROR_CONFLICT, "initial_state_indices", 2, 1);
+        }
 }
 
 static void many_sequences(void **state) {
@@ -959,6 +973,7 @@ int main(void) {
         TEST(slots_out_of_range),
         TEST(steps),
         TEST(conflicts),
+        TEST(distances_between_slots),
         TEST(many_sequences),
         TEST(output_overlaps),
         TEST(output_between_inputs),

@@ -251,8 +251,8 @@ static void documented_order_of_operations(void **state) {
     static float S[MAX_ROWS][MAX_ROWS];
     for (ptrdiff_t i = 0; i < 8 * COUNT(dims); i++) {
         call_config config = {
-            .p = {HEADS(2, 4, 1, 1), POOL(KV, 2, GDN_F32), .gate_input = GDN_GATE_DECAY, .beta_input = GDN_BETA_GIVEN},
-            .lens = LIST(9, 3)};
+            .p = {HEADS(2, 4, 1, 1), POOL(KV, 3, GDN_F32), .gate_input = GDN_GATE_DECAY, .beta_input = GDN_BETA_GIVEN},
+            .lens = LIST(9, 3, 1)};
         config.p.state_layout = i & 1 ? GDN_STATE_VK : GDN_STATE_KV;
         config.p.is_kda = (i & 2) != 0;
         config.p.use_qk_l2norm_in_kernel = (i & 4) != 0;
@@ -261,7 +261,7 @@ static void documented_order_of_operations(void **state) {
         call *c = call_new(&config);
         for (ptrdiff_t hv = 0; hv < 4; hv++) call_set(c, CALL_A, 0, 4 + hv, hv, 0, 0);
         call *expected = call_clone(c, &call_layouts[0], GUARD_AFTER);
-        for (ptrdiff_t n = 0; n < 2; n++)
+        for (ptrdiff_t n = 0; n < 3; n++)
             for (ptrdiff_t hv = 0; hv < 4; hv++) {
                 for (ptrdiff_t j = 0; j < config.p.head_k_dim * config.p.head_v_dim; j++) {
                     ptrdiff_t row = j % config.p.head_k_dim, column = j / config.p.head_k_dim;
@@ -362,7 +362,7 @@ static void any_instruction_set_for_any_size(void **state) {
     static const ptrdiff_t ks[] = {1, 2, 7, 15, 16, 17, 31, 32, 33, 48, 64, 100, 128, 256};
     static const ptrdiff_t vs[] = {1, 3, 8, 15, 16, 17, 31, 32, 33, 47, 64, 96, 100, 128};
     for (ptrdiff_t i = 0; i < 4 * COUNT(ks) * COUNT(vs); i++) {
-        call_config config = {.name = "sizes", .p = {FIXED(1, 3), HEADS(1, 2, 1, 1), POOL(KV, 1, GDN_F32)}};
+        call_config config = {.name = "sizes", .p = {HEADS(1, 2, 1, 1), POOL(KV, 2, GDN_F32)}, .lens = LIST(3, 1)};
         config.p.state_layout = i & 1 ? GDN_STATE_VK : GDN_STATE_KV;
         config.p.is_kda = (i & 2) != 0;
         config.p.head_k_dim = ks[i / 4 % COUNT(ks)];

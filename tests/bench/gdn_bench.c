@@ -196,7 +196,7 @@ static void time_for(timings *t, double seconds, void (*call)(measurement *m), m
 
 /* What is compared is measured in turn, so that a machine that is slow for a while is slow for all of it. */
 static void measure(measurement *m) {
-    const double begin = threads_now(), enough = m->options->quick ? 0.25 : 2, too_long = 4 * enough;
+    const double begin = threads_now(), enough = m->options->quick ? 0.25 : 2, too_long = 8 * enough;
     const int rounds = m->options->quick ? 3 : 5;
     double spent = 0;
     for (int i = 0; i == 0 || spent < enough || (i < rounds && spent < too_long); i++, spent = threads_now() - begin) {
