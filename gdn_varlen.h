@@ -124,8 +124,8 @@
  *   gates   decay and beta in double, by this header's own exp, softplus and sigmoid; rounded to float once, to
  *           within 0.6 units in the last place of each function.
  *   token   A = k^T S and B = q^T S from the state before the token. Without KDA, A = decay * (k^T S);
- *           where decay is 0 the sums are taken with zeros for k and q, so that a decay of 0 forgets
- *           whatever finite state was there. With KDA decay_i * k_i and decay_i * q_i are rounded first.
+ *           with KDA, and where decay is 0 (which so forgets whatever finite state was there), the sums are
+ *           over the rounded decay_i * k_i and decay_i * q_i.
  *           GDN_STATE_KV, and no state at all: each column sums over k in order in one accumulator.
  *           GDN_STATE_VK: sum16. Then, with p = decay (KDA: 1):
  *               d = beta * fma(-p, A, v);  o = fma(qk, d, p * B);  s = fma(k_i, d, decay_i * s)
@@ -540,7 +540,9 @@ enum {
     GDNI_SLICE = 32,    /* columns of V in one work item */
     GDNI_RUN = 8,       /* work items that share the preparation of q and k */
     GDNI_BLOCK = 64,    /* most tokens prepared at once */
-    GDNI_BLOCK_KIB = 64 /* and most memory for them */
+    GDNI_BLOCK_KIB = 64, /* and most memory for them */
+    GDNI_AHEAD = 4,      /* tokens between the prefetch of a row and its use */
+    GDNI_ALIGNMENT = 64  /* bytes in a cache line, and of the scratch */
 };
 
 static ptrdiff_t gdni_min(ptrdiff_t x, ptrdiff_t y) { return x < y ? x : y; }
@@ -583,8 +585,7 @@ static uint16_t gdni_to_f16(float x) {
 
 static uint16_t gdni_to_bf16(float x) {
     const uint32_t bits = gdni_bits_of(x);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(bits >> 16 | 0x40u); /* NaN stays NaN */
-    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16 | (x != x ? 0x7fc0u : 0u)); /* NaN stays NaN */
 }
 
 /* Rounds to odd: rounding the result once more, to a half type, is then as good as rounding x at once. */
@@ -1136,6 +1137,21 @@ static const void *gdni_row(const gdn_tensor *x, const gdni_sequence *s, ptrdiff
     return (const char *)x->data + gdni_offset(x, s, t, head) * gdni_dtype_size(x->dtype);
 }
 
+/* Asks for `bytes` from p on. The rows of one head lie a whole token apart, which no processor foresees. */
+static void gdni_prefetch(const char *p, ptrdiff_t bytes) {
+#if defined(__GNUC__)
+    for (ptrdiff_t i = 0; i < bytes; i += GDNI_ALIGNMENT) __builtin_prefetch(p + i);
+#else
+    (void)p, (void)bytes;
+#endif
+}
+
+static void gdni_prefetch_row(const gdn_tensor *x, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t head, ptrdiff_t at,
+                              ptrdiff_t count) {
+    const ptrdiff_t size = gdni_dtype_size(x->dtype);
+    if (t < s->length) gdni_prefetch((const char *)gdni_row(x, s, t, head) + at * size, count * size);
+}
+
 /* One state matrix, in a pool or in the step cache; data NULL: zeros to read, nowhere to write. */
 typedef struct gdni_matrix {
     char *data;
@@ -1268,8 +1284,7 @@ static bool gdni_skip(const gdn_params *r, const gdni_sequence *s, ptrdiff_t fir
 typedef struct gdni_workspace {
     ptrdiff_t kp, block, columns; /* floats in a K row, tokens in a block, columns in a run */
     float *q, *k;                 /* [block][kp], normalised; q scaled */
-    float *decay, *kd, *qd;       /* KDA: [block][kp], the decay and decay*k, decay*q; else decay is one row */
-    float *zero;                  /* [kp] */
+    float *decay, *kd, *qd;       /* decay, decay*k, decay*q. KDA: [block][kp]; else one row */
     float *qk, *gate, *beta;      /* [block + 16] */
     float *bias;                  /* KDA: [kp] */
     float *column;                /* [kp] one column of a state */
@@ -1313,9 +1328,8 @@ static ptrdiff_t gdni_layout(const gdn_params *r, float *base, gdni_workspace *w
     gdni_take(base, &used, rows, &w->q);
     gdni_take(base, &used, rows, &w->k);
     gdni_take(base, &used, r->is_kda ? rows : kp, &w->decay);
-    gdni_take(base, &used, r->is_kda ? rows : 0, &w->kd);
-    gdni_take(base, &used, r->is_kda ? rows : 0, &w->qd);
-    gdni_take(base, &used, kp, &w->zero);
+    gdni_take(base, &used, r->is_kda ? rows : kp, &w->kd);
+    gdni_take(base, &used, r->is_kda ? rows : kp, &w->qd);
     gdni_take(base, &used, block + 16, &w->qk);
     gdni_take(base, &used, block + 16, &w->gate);
     gdni_take(base, &used, block + 16, &w->beta);
@@ -1327,8 +1341,6 @@ static ptrdiff_t gdni_layout(const gdn_params *r, float *base, gdni_workspace *w
     gdni_take(base, &used, gdni_size_mul(columns, kp), &w->tiles);
     return used;
 }
-
-enum { GDNI_ALIGNMENT = 64 };
 
 static void *gdni_align(void *p) {
     const uintptr_t over = (uintptr_t)p % GDNI_ALIGNMENT;
@@ -1456,6 +1468,8 @@ GDNI_INLINE void gdni_store_four(float *p, float32x4_t x) { vst1q_f32(p, x); }
 #define GDNI_DMAX(x, y) _mm256_max_pd(x, y)
 #define GDNI_FMA(x, y, z) _mm256_fmadd_ps(x, y, z)
 #define GDNI_FOLD_TO_4(p) gdni_halves_avx2(_mm256_add_ps((p)[0], (p)[1]))
+#define GDNI_F16_TO_F32(h) _mm256_cvtph_ps((__m128i)(h))
+#define GDNI_F32_TO_F16(x) _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)
 #define GDNI_VK_ROWS 2
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
@@ -1481,6 +1495,8 @@ GDNI_INLINE __m128 gdni_halves_avx2(__m256 x) {
 #define GDNI_DMAX(x, y) _mm512_maskz_max_pd(255, x, y)
 #define GDNI_FMA(x, y, z) _mm512_fmadd_ps(x, y, z)
 #define GDNI_FOLD_TO_4(p) gdni_quarters_avx512((p)[0])
+#define GDNI_F16_TO_F32(h) _mm512_maskz_cvtph_ps(65535, (__m256i)(h))
+#define GDNI_F32_TO_F16(x) _mm512_maskz_cvtps_ph(65535, x, _MM_FROUND_TO_NEAREST_INT)
 #define GDNI_VK_ROWS 4
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
@@ -1867,12 +1883,10 @@ GDNI_INLINE gdni_vec gdni_widen(gdni_word h, gdn_dtype dtype) {
 }
 
 GDNI_INLINE gdni_word gdni_narrow(gdni_vec x, gdn_dtype dtype) {
-    const gdni_word bits = gdni_words(x), sign = bits >> 16 & 0x8000u, a = bits & 0x7fffffffu;
-    const gdni_word nan = GDNI_WHERE(a > 0x7f800000u);
+    const gdni_word bits = gdni_words(x), sign = bits >> 16 & 0x8000u, a = bits & 0x7fffffffu, nan = GDNI_WHERE(x != x);
     gdni_word y;
     if (dtype == GDN_BF16) {
-        y = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-        return (y & ~nan) | ((bits >> 16 | 0x40u) & nan);
+        return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16 | (nan & 0x7fc0u);
     } else {
         const gdni_word huge = GDNI_WHERE(a >= 0x477ff000u), tiny = GDNI_WHERE(a < 0x38800000u);
         const gdni_word small = gdni_words(gdni_add(gdni_floats(a), gdni_set1(0.5f))) - 0x3f000000u;
@@ -1896,6 +1910,9 @@ GDNI_INLINE gdni_vec gdni_load_vec(const char *data, gdn_dtype dtype) {
 #else
         gdni_half h;
         memcpy(&h, data, sizeof h);
+#ifdef GDNI_F16_TO_F32
+        if (dtype == GDN_F16) return GDNI_F16_TO_F32(h);
+#endif
         return gdni_widen(__builtin_convertvector(h, gdni_word), dtype);
 #endif
     }
@@ -1907,6 +1924,9 @@ GDNI_INLINE void gdni_store_vec(char *data, gdn_dtype dtype, gdni_vec x) {
     } else {
 #if GDNI_LANES == 1
         const uint16_t h = (uint16_t)gdni_narrow(x, dtype);
+#elif defined(GDNI_F32_TO_F16)
+        const gdni_half h = dtype == GDN_F16 ? (gdni_half)GDNI_F32_TO_F16(x)
+                                             : __builtin_convertvector(gdni_narrow(x, dtype), gdni_half);
 #else
         const gdni_half h = __builtin_convertvector(gdni_narrow(x, dtype), gdni_half);
 #endif
@@ -2013,6 +2033,8 @@ static void gdni_prepare_qk(const gdn_params *r, const gdni_sequence *s, ptrdiff
                             const gdni_workspace *w) {
     for (ptrdiff_t t = 0; t < count; t++) {
         float *q = w->q + t * w->kp, *k = w->k + t * w->kp, sums[4];
+        gdni_prefetch_row(&r->q, s, t0 + t + GDNI_AHEAD, h, 0, r->head_k_dim);
+        gdni_prefetch_row(&r->k, s, t0 + t + GDNI_AHEAD, h, 0, r->head_k_dim);
         gdni_load_row(gdni_row(&r->q, s, t0 + t, h), r->q.dtype, r->head_k_dim, w->kp, q);
         gdni_load_row(gdni_row(&r->k, s, t0 + t, h), r->k.dtype, r->head_k_dim, w->kp, k);
         if (r->use_qk_l2norm_in_kernel) {
@@ -2080,6 +2102,7 @@ static void gdni_prepare_gates(const gdn_params *r, const gdni_sequence *s, ptrd
     for (ptrdiff_t t = 0; t < count; t++) {
         float *decay = w->decay + t * kp;
         const float *q = w->q + t * kp, *k = w->k + t * kp;
+        gdni_prefetch_row(&r->a, s, t0 + t + GDNI_AHEAD, hv, 0, K);
         gdni_load_row(gdni_row(&r->a, s, t0 + t, hv), r->a.dtype, K, kp, decay);
         gdni_decays(r, hv, w->bias, true, kp, decay);
         for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES) {
@@ -2223,10 +2246,18 @@ static void gdni_finish_token(const gdn_params *r, const gdni_sequence *s, const
     }
 }
 
+/* A decay of 0 must forget a state whose sums overflow, and 0 times that is not 0: it goes into k and q first. */
 static void gdni_aim_sums(const gdn_params *r, gdni_sweep_args *x, ptrdiff_t t, const gdni_workspace *w) {
-    const bool forget = !r->is_kda && w->gate[t] == 0;
-    x->kn = forget ? w->zero : (r->is_kda ? w->kd : w->k) + t * w->kp;
-    x->qn = forget ? w->zero : (r->is_kda ? w->qd : w->q) + t * w->kp;
+    const ptrdiff_t at = t * w->kp;
+    x->kn = (r->is_kda ? w->kd : w->k) + at;
+    x->qn = (r->is_kda ? w->qd : w->q) + at;
+    if (r->is_kda || w->gate[t] != 0) return;
+    for (ptrdiff_t i = 0; i < w->kp; i += GDNI_LANES) {
+        gdni_store(w->kd + i, gdni_mul(gdni_set1(w->gate[t]), gdni_load(w->k + at + i)));
+        gdni_store(w->qd + i, gdni_mul(gdni_set1(w->gate[t]), gdni_load(w->q + at + i)));
+    }
+    x->kn = w->kd;
+    x->qn = w->qd;
 }
 
 static void gdni_aim_update(const gdn_params *r, gdni_sweep_args *x, ptrdiff_t t, const gdni_workspace *w) {
@@ -2241,6 +2272,7 @@ static void gdni_run_block(const gdn_params *r, const gdni_sequence *s, ptrdiff_
     const ptrdiff_t K = r->head_k_dim, columns = x->c1 - x->c0;
     const bool sixteen = r->state_layout == GDN_STATE_VK, tree = r->retrieve_parent_token.data != NULL && s->row >= 0;
     const bool every_step = s->row >= 0 || r->ssm_state_indices.data != NULL;
+    const gdn_tensor output = {r->o.data, r->o.dtype, r->o.batch_stride, r->o.token_stride, r->o.head_stride};
     bool have_sums = false; /* A and B are those of token t */
     gdni_sweep_args args;
     memset(&args, 0, sizeof args);
@@ -2252,6 +2284,8 @@ static void gdni_run_block(const gdn_params *r, const gdni_sequence *s, ptrdiff_
             gdni_aim_sums(r, &args, t, w);
             gdni_sweep(&args, x->tile, K, columns, sixteen, false, true);
         }
+        gdni_prefetch_row(&r->v, s, t0 + t + GDNI_AHEAD, x->value_head, x->c0, columns);
+        gdni_prefetch_row(&output, s, t0 + t + GDNI_AHEAD, x->value_head, x->c0, columns);
         gdni_finish_token(r, s, x, t0 + t, w);
         have_sums = t + 1 < count && !tree;
         if (have_sums) gdni_aim_sums(r, &args, t + 1, w);
@@ -2337,11 +2371,13 @@ GDNI_INLINE void gdni_sums_vk(const gdni_sweep_args *x, const char *state, gdn_d
     }
 }
 
-GDNI_INLINE void gdni_update_kv(const gdni_sweep_args *x, const char *from, gdn_dtype dtype, char *to, ptrdiff_t pitch,
-                                ptrdiff_t rows, ptrdiff_t columns) {
+/* The updates leave the memory bus idle, their state being in cache: they ask for `next`, the state that follows. */
+GDNI_INLINE void gdni_update_kv(const gdni_sweep_args *x, const char *from, gdn_dtype dtype, char *to, const char *next,
+                                ptrdiff_t pitch, ptrdiff_t rows, ptrdiff_t columns) {
     const ptrdiff_t size = gdni_dtype_size(dtype);
     for (ptrdiff_t i = 0; i < rows; i++) {
         const gdni_vec k = gdni_set1(x->k[i]), decay = gdni_set1(x->decay[i]);
+        if (next != NULL) gdni_prefetch(next + i * pitch, columns * size);
         for (ptrdiff_t c = 0; c < columns; c += GDNI_LANES) {
             const gdni_vec s = gdni_load_vec(from + i * pitch + c * size, dtype);
             gdni_store_vec(to + i * pitch + c * size, dtype, gdni_fma(k, gdni_load(x->d + c), gdni_mul(decay, s)));
@@ -2349,11 +2385,12 @@ GDNI_INLINE void gdni_update_kv(const gdni_sweep_args *x, const char *from, gdn_
     }
 }
 
-GDNI_INLINE void gdni_update_vk(const gdni_sweep_args *x, const char *from, gdn_dtype dtype, char *to, ptrdiff_t kp,
-                                ptrdiff_t columns) {
+GDNI_INLINE void gdni_update_vk(const gdni_sweep_args *x, const char *from, gdn_dtype dtype, char *to, const char *next,
+                                ptrdiff_t kp, ptrdiff_t columns) {
     const ptrdiff_t size = gdni_dtype_size(dtype);
     for (ptrdiff_t c = 0; c < columns; c++) {
         const gdni_vec d = gdni_set1(x->d[c]);
+        if (next != NULL) gdni_prefetch(next + c * kp * size, kp * size);
         for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES) {
             const gdni_vec s = gdni_load_vec(from + (c * kp + i) * size, dtype);
             const gdni_vec decayed = gdni_mul(gdni_load(x->decay + i), s);
@@ -2365,15 +2402,15 @@ GDNI_INLINE void gdni_update_vk(const gdni_sweep_args *x, const char *from, gdn_
 /* Columns c0 to c1 of x->value_head; `from` and `to` are the matrices' first bytes of those columns. */
 GDNI_INLINE void gdni_stream_columns(const gdn_params *r, const gdni_sequence *s, const gdni_segment *x,
                                      const gdni_sweep_args *args, gdn_dtype dtype, const char *from, char *to,
-                                     const gdni_workspace *w) {
+                                     const char *next, const gdni_workspace *w) {
     const ptrdiff_t columns = x->c1 - x->c0, K = r->head_k_dim, pitch = r->head_v_dim * gdni_dtype_size(dtype);
     const bool vk = r->state_layout == GDN_STATE_VK;
     if (vk) gdni_sums_vk(args, from, dtype, K, columns);
     else gdni_sums_kv(args, from, dtype, pitch, K, columns);
     gdni_finish_token(r, s, x, 0, w);
     if (to == NULL) return;
-    if (vk) gdni_update_vk(args, from, dtype, to, K, columns);
-    else gdni_update_kv(args, from, dtype, to, pitch, K, columns);
+    if (vk) gdni_update_vk(args, from, dtype, to, next, K, columns);
+    else gdni_update_kv(args, from, dtype, to, next, pitch, K, columns);
 }
 
 /* Whether a sequence can be streamed: one token, nothing but the pool to write, rows of whole vectors. */
@@ -2382,8 +2419,9 @@ static bool gdni_streams(const gdn_params *r, const gdni_sequence *s) {
     return s->length == 1 && s->read >= 0 && s->row < 0 && whole;
 }
 
+/* `next` is the state that is streamed after this one, or NULL. */
 static void gdni_stream(const gdn_params *r, const gdni_sequence *s, ptrdiff_t n, const gdni_segment *segment,
-                        const gdni_workspace *w) {
+                        const char *next, const gdni_workspace *w) {
     const bool vk = r->state_layout == GDN_STATE_VK;
     const gdni_matrix from = gdni_pool_matrix(r, s->read, segment->value_head);
     const gdni_matrix to = gdni_pool_matrix(r, gdni_step_slot(r, s, n, 0), segment->value_head);
@@ -2399,19 +2437,21 @@ static void gdni_stream(const gdn_params *r, const gdni_sequence *s, ptrdiff_t n
         args.decay = w->decay;
     }
     for (ptrdiff_t c = segment->c0; c < segment->c1; c = x.c1) {
-        const char *in = from.data + c * stride;
+        const char *in = from.data + c * stride, *ahead;
         char *out = to.data == NULL ? NULL : to.data + c * stride;
         x.c0 = c;
         x.c1 = vk ? gdni_min(c + GDNI_SLICE, segment->c1) : segment->c1;
-        if (from.dtype == GDN_F32) gdni_stream_columns(r, s, &x, &args, GDN_F32, in, out, w);
-        else if (from.dtype == GDN_BF16) gdni_stream_columns(r, s, &x, &args, GDN_BF16, in, out, w);
-        else gdni_stream_columns(r, s, &x, &args, GDN_F16, in, out, w);
+        if (x.c1 < segment->c1) ahead = from.data + x.c1 * stride;
+        else ahead = next == NULL ? NULL : next + segment->c0 * stride;
+        if (from.dtype == GDN_F32) gdni_stream_columns(r, s, &x, &args, GDN_F32, in, out, ahead, w);
+        else if (from.dtype == GDN_BF16) gdni_stream_columns(r, s, &x, &args, GDN_BF16, in, out, ahead, w);
+        else gdni_stream_columns(r, s, &x, &args, GDN_F16, in, out, ahead, w);
     }
 }
 
-/* Items first to last of one sequence and key head, at most GDNI_RUN of them. */
+/* Items first to last of one sequence and key head, at most GDNI_RUN of them; `next`: see gdni_stream. */
 static void gdni_run_group(const gdn_params *r, const gdni_sequence *s, ptrdiff_t first, ptrdiff_t last,
-                           const gdni_workspace *w) {
+                           const char *next, const gdni_workspace *w) {
     gdni_segment heads[GDNI_RUN];
     const gdni_item start = gdni_get_item(r, first);
     int count = 0;
@@ -2427,7 +2467,6 @@ static void gdni_run_group(const gdn_params *r, const gdni_sequence *s, ptrdiff_
         }
     }
     /* What vectors read past the columns and tokens in use. */
-    memset(w->zero, 0, (size_t)w->kp * sizeof(float));
     memset(w->A, 0, (size_t)w->columns * sizeof(float));
     memset(w->B, 0, (size_t)w->columns * sizeof(float));
     memset(w->gate, 0, (size_t)(w->block + GDNI_LANES16) * sizeof(float));
@@ -2438,7 +2477,8 @@ static void gdni_run_group(const gdn_params *r, const gdni_sequence *s, ptrdiff_
         for (int i = 0; i < count; i++) {
             gdni_prepare_gates(r, s, heads[i].value_head, t, tokens, w);
             if (gdni_streams(r, s)) {
-                gdni_stream(r, s, start.n, &heads[i], w);
+                const char *after = i + 1 < count ? gdni_pool_matrix(r, s->read, heads[i + 1].value_head).data : next;
+                gdni_stream(r, s, start.n, &heads[i], after, w);
                 continue;
             }
             for (ptrdiff_t c = heads[i].c0; c < heads[i].c1; c += 4 * GDNI_LANES) {
@@ -2460,7 +2500,12 @@ static void gdni_run_items(const gdn_params *r, ptrdiff_t first, ptrdiff_t last,
         const ptrdiff_t end = (first / per_key_head + 1) * per_key_head;
         const ptrdiff_t stop = gdni_min(gdni_min(first + GDNI_RUN, end), last);
         const gdni_sequence s = gdni_get_sequence(r, gdni_get_item(r, first).n);
-        if (!gdni_skip(r, &s, first, stop)) gdni_run_group(r, &s, first, stop, &w);
+        const char *next = NULL;
+        if (stop < last) {
+            const gdni_item x = gdni_get_item(r, stop);
+            next = gdni_pool_matrix(r, gdni_get_sequence(r, x.n).read, x.value_head).data;
+        }
+        if (!gdni_skip(r, &s, first, stop)) gdni_run_group(r, &s, first, stop, next, &w);
         first = stop;
     }
 }
@@ -2540,4 +2585,6 @@ static void gdni_run_items(const gdn_params *r, ptrdiff_t first, ptrdiff_t last,
 #undef GDNI_DMAX
 #undef GDNI_FMA
 #undef GDNI_FOLD_TO_4
+#undef GDNI_F16_TO_F32
+#undef GDNI_F32_TO_F16
 #endif /* GDNI_KERNEL */
