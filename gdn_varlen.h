@@ -72,12 +72,12 @@
  *     memory, threads, scratch                                    [WORK ITEMS]
  *     macros                                                      [CONFIGURATION]
  *     types, parameters, functions                                [INTERFACE]
- *     implementation: compiler, resolving, validation, reference,
- *     kernel, targets, public functions                           [IMPLEMENTATION]
+ *     implementation: [COMPILER] [ELEMENTS] [RESOLVING] [VALIDATION] [ITEMS] [REFERENCE] [PADDING] [SCRATCH]
+ *                     [TARGETS] [SELECTION] [PUBLIC] [KERNEL]
  *
  * CONVENTIONS
  *
- * The same recurrence, nine habits. With K = V a wrong state_layout runs and is silently
+ * The same recurrence, many habits. With K = V a wrong state_layout runs and is silently
  * wrong, so the header has no default for it. "-" means the default (zero) of the field.
  *
  *   system                     state_layout   head_map  gate_input  beta_input  l2norm_form, eps    padding
@@ -86,7 +86,7 @@
  *   SGLang Triton, later       GDN_STATE_VK   -         -           -           -                   -
  *   SGLang packed decode       GDN_STATE_VK   -         - / LOG     - / GIVEN   -                   ZERO
  *   SGLang CPU, vLLM CPU       GDN_STATE_KV   -         -           -           -, 1e-5             none (crashes)
- *   vLLM Triton                GDN_STATE_VK   -         - / LOG     - / GIVEN   -                   LEAVE, null 0
+ *   vLLM Triton                GDN_STATE_VK   -         - / LOG     - / GIVEN   -                   LEAVE (5)     
  *   FLA                        KV or VK (1)   -         LOG / -     GIVEN (2)   -                   no pool
  *   FlashInfer decode          VK or KV (3)   -         - (4)       -           -                   ZERO
  *   ggml, llama.cpp            GDN_STATE_VK   TILED     LOG         GIVEN       MAX_NORM_EPS        no pool
@@ -97,7 +97,8 @@
  *   q's dtype in SGLang, v's in FLA, float32 in newer vLLM where the state is float32; here it is o.dtype.
  *   (1) state_v_first selects VK.  (2) FLA's beta may be per V column: beta_per_column; with
  *   use_beta_sigmoid_in_kernel it is raw, and allow_neg_eigval doubles it.  (3) "pretranspose" and MTP are
- *   VK, "nontranspose" is KV.  (4) FlashInfer's prefill takes DECAY and GIVEN.
+ *   VK, "nontranspose" is KV.  (4) FlashInfer's prefill takes DECAY and GIVEN.  (5) fused_recurrent: ZERO;
+ *   newer versions reserve slot 0: has_null_slot with null_slot 0.
  *   SGLang, vLLM and FLA normalise q and k only when asked to (use_qk_l2norm_in_kernel); FlashInfer by
  *   default. transformers, ggml and mlx-lm normalise before the operator: set use_qk_l2norm_in_kernel to
  *   feed this one their raw q and k, leave it off to feed it what they feed theirs.
@@ -123,10 +124,10 @@
  *   qk      sum16(q, k)
  *   gates   decay and beta in double, by this header's own exp, softplus and sigmoid; rounded to float once, to
  *           within 0.6 units in the last place of each function.
- *   token   A = k^T S and B = q^T S from the state before the token. Without KDA, A = decay * (k^T S);
+ *   token   A = k^T S and B = q^T S over the state before the token;
  *           with KDA, and where decay is 0 (which so forgets whatever finite state was there), the sums are
  *           over the rounded decay_i * k_i and decay_i * q_i.
- *           GDN_STATE_KV, and no state at all: each column sums over k in order in one accumulator.
+ *           GDN_STATE_KV, or no layout set: each column sums over k in order in one accumulator.
  *           GDN_STATE_VK: sum16. Then, with p = decay (KDA: 1):
  *               d = beta * fma(-p, A, v);  o = fma(qk, d, p * B);  s = fma(k_i, d, decay_i * s)
  *
@@ -395,8 +396,8 @@ GDN_API gdn_status gdn_fused_sigmoid_gating_delta_rule_update(const gdn_params *
  * NULL. Work grows with N and the number of steps, not with the tensors. */
 GDN_API gdn_status gdn_validate(const gdn_params *params, gdn_error *error);
 
-/* Number of work items of parameters that gdn_validate() accepts; ordered by sequence, head, slice of V. Items of one
- * sequence and head are 32 columns of V each (the last may be narrower). */
+/* Number of work items of parameters that gdn_validate() accepts. Each is one sequence, one value head and 32 columns of
+ * V (the last of a head may have fewer). They are ordered by sequence, key head, value head, columns. */
 GDN_API ptrdiff_t gdn_num_work_items(const gdn_params *params);
 
 /* Bytes of scratch for one worker. Depends on K, V, the head counts and the options, not on N or T. */
@@ -539,6 +540,7 @@ enum {
     GDNI_LANES16 = 16,  /* partial sums of every sum over K outside GDN_STATE_KV */
     GDNI_SLICE = 32,    /* columns of V in one work item */
     GDNI_RUN = 8,       /* work items that share the preparation of q and k */
+    GDNI_WIDEST = 64,   /* columns of the widest tile: four vectors of sixteen */
     GDNI_BLOCK = 64,    /* most tokens prepared at once */
     GDNI_BLOCK_KIB = 64, /* and most memory for them */
     GDNI_AHEAD = 4,      /* tokens between the prefetch of a row and its use */
@@ -1289,6 +1291,7 @@ typedef struct gdni_workspace {
     float *bias;                  /* KDA: [kp] */
     float *column;                /* [kp] one column of a state */
     float *A, *B, *d;             /* [columns] */
+    float *v, *o;                 /* [block][GDNI_WIDEST] of one tile, or [columns] of one token */
     float *tiles;                 /* [columns * kp] */
 } gdni_workspace;
 
@@ -1338,6 +1341,8 @@ static ptrdiff_t gdni_layout(const gdn_params *r, float *base, gdni_workspace *w
     gdni_take(base, &used, columns, &w->A);
     gdni_take(base, &used, columns, &w->B);
     gdni_take(base, &used, columns, &w->d);
+    gdni_take(base, &used, gdni_size_add(gdni_size_mul(block, GDNI_WIDEST), columns), &w->v);
+    gdni_take(base, &used, gdni_size_add(gdni_size_mul(block, GDNI_WIDEST), columns), &w->o);
     gdni_take(base, &used, gdni_size_mul(columns, kp), &w->tiles);
     return used;
 }
@@ -1721,8 +1726,6 @@ int gdn_version(void) { return GDN_VERSION; }
 #define gdni_store_vec GDNI_NAME(store_vec)
 #define gdni_load_row GDNI_NAME(load_row)
 #define gdni_store_row GDNI_NAME(store_row)
-#define gdni_load_some GDNI_NAME(load_some)
-#define gdni_store_some GDNI_NAME(store_some)
 #define gdni_fold4 GDNI_NAME(fold4)
 #define gdni_sum16 GDNI_NAME(sum16)
 #define gdni_scale_row GDNI_NAME(scale_row)
@@ -1735,6 +1738,8 @@ int gdn_version(void) { return GDN_VERSION; }
 #define gdni_sweep GDNI_NAME(sweep)
 #define gdni_move_tile GDNI_NAME(move_tile)
 #define gdni_finish_token GDNI_NAME(finish_token)
+#define gdni_gather_v GDNI_NAME(gather_v)
+#define gdni_scatter_o GDNI_NAME(scatter_o)
 #define gdni_aim_sums GDNI_NAME(aim_sums)
 #define gdni_aim_update GDNI_NAME(aim_update)
 #define gdni_run_block GDNI_NAME(run_block)
@@ -1961,24 +1966,6 @@ static void gdni_store_row(void *row, gdn_dtype dtype, ptrdiff_t count, const fl
     }
 }
 
-/* One vector of which only `count` elements exist, the rest zeros. */
-GDNI_INLINE gdni_vec gdni_load_some(const char *from, gdn_dtype dtype, ptrdiff_t count) {
-    float x[GDNI_LANES];
-    if (count == GDNI_LANES) return gdni_load_vec(from, dtype);
-    gdni_load_row(from, dtype, count, GDNI_LANES, x);
-    return gdni_load(x);
-}
-
-GDNI_INLINE void gdni_store_some(char *to, gdn_dtype dtype, ptrdiff_t count, gdni_vec y) {
-    float x[GDNI_LANES];
-    if (count == GDNI_LANES) {
-        gdni_store_vec(to, dtype, y);
-    } else {
-        gdni_store(x, y);
-        gdni_store_row(to, dtype, count, x);
-    }
-}
-
 /* ---- Once per token and key head: q and k as floats, normalised ---- */
 
 enum { GDNI_NAME(parts) = GDNI_LANES16 / GDNI_LANES };
@@ -2128,9 +2115,11 @@ GDNI_INLINE void gdni_sweep_block(const gdni_sweep_args *x, float *tile, ptrdiff
                                   const bool update, const bool sums, const bool sixteen) {
     static const unsigned char order[GDNI_LANES16] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
     const int groups = sixteen && sums ? GDNI_LANES16 : 1;
-    const float *k = x->k, *decay = x->decay, *d = x->d, *kn = x->kn, *qn = x->qn;
+    const float *k = x->k, *decay = x->decay, *kn = x->kn, *qn = x->qn;
     const ptrdiff_t decay_stride = x->decay_stride;
-    gdni_vec A[4], B[4], open_A[4][4], open_B[4][4];
+    gdni_vec A[4], B[4], d[4], open_A[4][4], open_B[4][4];
+    GDNI_UNROLL
+    for (int j = 0; j < nv; j++) d[j] = gdni_load(x->d + j * GDNI_LANES);
     for (int group = 0; group < groups; group++) {
         GDNI_UNROLL
         for (int j = 0; j < nv; j++) A[j] = B[j] = gdni_set1(0.0f);
@@ -2141,8 +2130,8 @@ GDNI_INLINE void gdni_sweep_block(const gdni_sweep_args *x, float *tile, ptrdiff
             GDNI_UNROLL
             for (int j = 0; j < nv; j++) {
                 gdni_vec s = gdni_load(row + j * GDNI_LANES);
-                if (update) { /* d stays in memory: AVX2 has sixteen registers */
-                    s = gdni_fma(k_i, gdni_load(d + j * GDNI_LANES), gdni_mul(decay_i, s));
+                if (update) {
+                    s = gdni_fma(k_i, d[j], gdni_mul(decay_i, s));
                     gdni_store(row + j * GDNI_LANES, s);
                 }
                 if (sums) {
@@ -2218,31 +2207,43 @@ static void gdni_move_tile(const gdn_params *r, gdni_matrix m, const gdni_segmen
     }
 }
 
-/* From the sums of token t to its d and output: d = beta * (v - factor A), o = factor B + (q.k) d. */
-static void gdni_finish_token(const gdn_params *r, const gdni_sequence *s, const gdni_segment *x, ptrdiff_t t,
-                              const gdni_workspace *w) {
-    const gdn_dtype v_dtype = r->v.dtype, b_dtype = r->b.dtype, o_dtype = r->o.dtype;
-    const ptrdiff_t v_size = gdni_dtype_size(v_dtype), b_size = gdni_dtype_size(b_dtype), o_size = gdni_dtype_size(o_dtype);
-    const char *v = (const char *)gdni_row(&r->v, s, t, x->value_head) + x->c0 * v_size, *b = NULL;
-    char *o = (char *)r->o.data + (gdni_output_offset(r, s, t, x->value_head) + x->c0) * o_size;
-    const ptrdiff_t at = t % w->block;
-    const gdni_vec factor = gdni_set1(r->is_kda ? 1.0f : w->gate[at]), qk = gdni_set1(w->qk[at]);
+/* From the sums of token t0 + t to its d and output: d = beta * (v - factor A), o = factor B + (q.k) d. */
+static void gdni_finish_token(const gdn_params *r, const gdni_sequence *s, const gdni_segment *x, ptrdiff_t t0,
+                              ptrdiff_t t, const gdni_workspace *w) {
+    const ptrdiff_t columns = x->c1 - x->c0, width = gdni_round_up(columns, GDNI_LANES);
+    const gdni_vec factor = gdni_set1(r->is_kda ? 1.0f : w->gate[t]), qk = gdni_set1(w->qk[t]);
     const gdni_vec minus_factor = gdni_sub(gdni_set1(0.0f), factor);
-    gdni_vec beta = gdni_set1(r->beta_per_column ? 0.0f : w->beta[at]);
-    if (r->beta_per_column) b = (const char *)gdni_row(&r->b, s, t, x->value_head) + x->c0 * b_size;
-    for (ptrdiff_t c = 0; c < x->c1 - x->c0; c += GDNI_LANES) {
-        const ptrdiff_t count = gdni_min(GDNI_LANES, x->c1 - x->c0 - c);
-        const gdni_vec v_c = gdni_load_some(v + c * v_size, v_dtype, count);
-        gdni_vec d;
-        if (b != NULL) {
-            float betas[GDNI_LANES];
-            gdni_store(betas, gdni_load_some(b + c * b_size, b_dtype, count));
-            gdni_betas(r, GDNI_LANES, betas);
-            beta = gdni_load(betas);
-        }
-        d = gdni_mul(beta, gdni_fma(minus_factor, gdni_load(w->A + c), v_c));
+    const float *v = w->v + t * width;
+    float *o = w->o + t * width;
+    if (r->beta_per_column) { /* d is free until it is set below */
+        const char *b = (const char *)gdni_row(&r->b, s, t0 + t, x->value_head);
+        gdni_load_row(b + x->c0 * gdni_dtype_size(r->b.dtype), r->b.dtype, columns, width, w->d);
+        gdni_betas(r, width, w->d);
+    }
+    for (ptrdiff_t c = 0; c < width; c += GDNI_LANES) {
+        const gdni_vec beta = r->beta_per_column ? gdni_load(w->d + c) : gdni_set1(w->beta[t]);
+        const gdni_vec d = gdni_mul(beta, gdni_fma(minus_factor, gdni_load(w->A + c), gdni_load(v + c)));
         gdni_store(w->d + c, d);
-        gdni_store_some(o + c * o_size, o_dtype, count, gdni_fma(qk, d, gdni_mul(factor, gdni_load(w->B + c))));
+        gdni_store(o + c, gdni_fma(qk, d, gdni_mul(factor, gdni_load(w->B + c))));
+    }
+}
+
+/* The rows of one head lie a whole token apart: v is gathered and o scattered where nothing waits for them. */
+static void gdni_gather_v(const gdn_params *r, const gdni_sequence *s, const gdni_segment *x, ptrdiff_t t0,
+                          ptrdiff_t count, const gdni_workspace *w) {
+    const ptrdiff_t columns = x->c1 - x->c0, width = gdni_round_up(columns, GDNI_LANES), size = gdni_dtype_size(r->v.dtype);
+    for (ptrdiff_t t = 0; t < count; t++) {
+        const char *v = (const char *)gdni_row(&r->v, s, t0 + t, x->value_head) + x->c0 * size;
+        gdni_load_row(v, r->v.dtype, columns, width, w->v + t * width);
+    }
+}
+
+static void gdni_scatter_o(const gdn_params *r, const gdni_sequence *s, const gdni_segment *x, ptrdiff_t t0,
+                           ptrdiff_t count, const gdni_workspace *w) {
+    const ptrdiff_t columns = x->c1 - x->c0, width = gdni_round_up(columns, GDNI_LANES), size = gdni_dtype_size(r->o.dtype);
+    for (ptrdiff_t t = 0; t < count; t++) {
+        char *o = (char *)r->o.data + (gdni_output_offset(r, s, t0 + t, x->value_head) + x->c0) * size;
+        gdni_store_row(o, r->o.dtype, columns, w->o + t * width);
     }
 }
 
@@ -2272,11 +2273,11 @@ static void gdni_run_block(const gdn_params *r, const gdni_sequence *s, ptrdiff_
     const ptrdiff_t K = r->head_k_dim, columns = x->c1 - x->c0;
     const bool sixteen = r->state_layout == GDN_STATE_VK, tree = r->retrieve_parent_token.data != NULL && s->row >= 0;
     const bool every_step = s->row >= 0 || r->ssm_state_indices.data != NULL;
-    const gdn_tensor output = {r->o.data, r->o.dtype, r->o.batch_stride, r->o.token_stride, r->o.head_stride};
     bool have_sums = false; /* A and B are those of token t */
     gdni_sweep_args args;
     memset(&args, 0, sizeof args);
     args.A = w->A, args.B = w->B, args.d = w->d;
+    gdni_gather_v(r, s, x, t0, count, w);
     for (ptrdiff_t t = 0; t < count; t++) {
         const int64_t parent = tree ? gdni_parent(r, s, n, t0 + t) : -1;
         if (parent >= 0) gdni_move_tile(r, gdni_cache_matrix(r, s->row, parent, x->value_head), x, false, w);
@@ -2284,9 +2285,7 @@ static void gdni_run_block(const gdn_params *r, const gdni_sequence *s, ptrdiff_
             gdni_aim_sums(r, &args, t, w);
             gdni_sweep(&args, x->tile, K, columns, sixteen, false, true);
         }
-        gdni_prefetch_row(&r->v, s, t0 + t + GDNI_AHEAD, x->value_head, x->c0, columns);
-        gdni_prefetch_row(&output, s, t0 + t + GDNI_AHEAD, x->value_head, x->c0, columns);
-        gdni_finish_token(r, s, x, t0 + t, w);
+        gdni_finish_token(r, s, x, t0, t, w);
         have_sums = t + 1 < count && !tree;
         if (have_sums) gdni_aim_sums(r, &args, t + 1, w);
         gdni_aim_update(r, &args, t, w);
@@ -2295,6 +2294,7 @@ static void gdni_run_block(const gdn_params *r, const gdni_sequence *s, ptrdiff_
         if (every_step || t0 + t + 1 == s->length)
             gdni_move_tile(r, gdni_pool_matrix(r, gdni_step_slot(r, s, n, t0 + t), x->value_head), x, true, w);
     }
+    gdni_scatter_o(r, s, x, t0, count, w);
 }
 
 /* ---- One token: the state is read once and written once, where it lies ---- */
@@ -2407,7 +2407,9 @@ GDNI_INLINE void gdni_stream_columns(const gdn_params *r, const gdni_sequence *s
     const bool vk = r->state_layout == GDN_STATE_VK;
     if (vk) gdni_sums_vk(args, from, dtype, K, columns);
     else gdni_sums_kv(args, from, dtype, pitch, K, columns);
-    gdni_finish_token(r, s, x, 0, w);
+    gdni_gather_v(r, s, x, 0, 1, w);
+    gdni_finish_token(r, s, x, 0, 0, w);
+    gdni_scatter_o(r, s, x, 0, 1, w);
     if (to == NULL) return;
     if (vk) gdni_update_vk(args, from, dtype, to, next, K, columns);
     else gdni_update_kv(args, from, dtype, to, next, pitch, K, columns);
@@ -2544,8 +2546,6 @@ static void gdni_run_items(const gdn_params *r, ptrdiff_t first, ptrdiff_t last,
 #undef gdni_store_vec
 #undef gdni_load_row
 #undef gdni_store_row
-#undef gdni_load_some
-#undef gdni_store_some
 #undef gdni_fold4
 #undef gdni_sum16
 #undef gdni_scale_row
@@ -2558,6 +2558,8 @@ static void gdni_run_items(const gdn_params *r, ptrdiff_t first, ptrdiff_t last,
 #undef gdni_sweep
 #undef gdni_move_tile
 #undef gdni_finish_token
+#undef gdni_gather_v
+#undef gdni_scatter_o
 #undef gdni_aim_sums
 #undef gdni_aim_update
 #undef gdni_run_block
