@@ -1142,7 +1142,7 @@ static const void *gdni_row(const gdn_tensor *x, const gdni_sequence *s, ptrdiff
 /* Asks for `bytes` from p on. The rows of one head lie a whole token apart, which no processor foresees. */
 static void gdni_prefetch(const char *p, ptrdiff_t bytes) {
 #if defined(__GNUC__)
-    for (ptrdiff_t i = 0; i < bytes; i += GDNI_ALIGNMENT) __builtin_prefetch(p + i);
+    for (ptrdiff_t i = 0; i < bytes; i += GDNI_ALIGNMENT) __builtin_prefetch(p + i, 0, 2); /* second level */
 #else
     (void)p, (void)bytes;
 #endif
@@ -1473,6 +1473,8 @@ GDNI_INLINE void gdni_store_four(float *p, float32x4_t x) { vst1q_f32(p, x); }
 #define GDNI_DMAX(x, y) _mm256_max_pd(x, y)
 #define GDNI_FMA(x, y, z) _mm256_fmadd_ps(x, y, z)
 #define GDNI_FOLD_TO_4(p) gdni_halves_avx2(_mm256_add_ps((p)[0], (p)[1]))
+#define GDNI_TO_WORDS(h) (gdni_word)_mm256_cvtepu16_epi32((__m128i)(h))
+#define GDNI_TO_HALVES(w) (gdni_half)gdni_pack_avx2((__m256i)(w))
 #define GDNI_F16_TO_F32(h) _mm256_cvtph_ps((__m128i)(h))
 #define GDNI_F32_TO_F16(x) _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)
 #define GDNI_VK_ROWS 2
@@ -1482,6 +1484,10 @@ GDNI_INLINE void gdni_store_four(float *p, float32x4_t x) { vst1q_f32(p, x); }
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 #endif
+/* The low halves of eight words below 65536. */
+GDNI_INLINE __m128i gdni_pack_avx2(__m256i x) {
+    return _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(x, x), 8));
+}
 GDNI_INLINE __m128 gdni_halves_avx2(__m256 x) {
     return _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
 }
@@ -1500,6 +1506,8 @@ GDNI_INLINE __m128 gdni_halves_avx2(__m256 x) {
 #define GDNI_DMAX(x, y) _mm512_maskz_max_pd(255, x, y)
 #define GDNI_FMA(x, y, z) _mm512_fmadd_ps(x, y, z)
 #define GDNI_FOLD_TO_4(p) gdni_quarters_avx512((p)[0])
+#define GDNI_TO_WORDS(h) (gdni_word)_mm512_maskz_cvtepu16_epi32(65535, (__m256i)(h))
+#define GDNI_TO_HALVES(w) (gdni_half)_mm512_maskz_cvtepi32_epi16(65535, (__m512i)(w))
 #define GDNI_F16_TO_F32(h) _mm512_maskz_cvtph_ps(65535, (__m256i)(h))
 #define GDNI_F32_TO_F16(x) _mm512_maskz_cvtps_ph(65535, x, _MM_FROUND_TO_NEAREST_INT)
 #define GDNI_VK_ROWS 4
@@ -1743,6 +1751,7 @@ int gdn_version(void) { return GDN_VERSION; }
 #define gdni_aim_sums GDNI_NAME(aim_sums)
 #define gdni_aim_update GDNI_NAME(aim_update)
 #define gdni_run_block GDNI_NAME(run_block)
+#define gdni_ask_ahead GDNI_NAME(ask_ahead)
 #define gdni_sums_kv GDNI_NAME(sums_kv)
 #define gdni_sums_vk GDNI_NAME(sums_vk)
 #define gdni_update_kv GDNI_NAME(update_kv)
@@ -1770,6 +1779,10 @@ typedef double gdni_dvec __attribute__((vector_size(4 * GDNI_LANES)));
 typedef uint64_t gdni_dword __attribute__((vector_size(4 * GDNI_LANES)));
 #define GDNI_WHERE(condition) ((gdni_word)(condition))
 #define GDNI_DWHERE(condition) ((gdni_dword)(condition))
+#ifndef GDNI_TO_WORDS
+#define GDNI_TO_WORDS(h) __builtin_convertvector(h, gdni_word)
+#define GDNI_TO_HALVES(w) __builtin_convertvector(w, gdni_half)
+#endif
 #endif
 enum { GDNI_NAME(dlanes) = GDNI_LANES == 1 ? 1 : GDNI_LANES / 2 };
 
@@ -1918,7 +1931,7 @@ GDNI_INLINE gdni_vec gdni_load_vec(const char *data, gdn_dtype dtype) {
 #ifdef GDNI_F16_TO_F32
         if (dtype == GDN_F16) return GDNI_F16_TO_F32(h);
 #endif
-        return gdni_widen(__builtin_convertvector(h, gdni_word), dtype);
+        return gdni_widen(GDNI_TO_WORDS(h), dtype);
 #endif
     }
 }
@@ -1931,9 +1944,9 @@ GDNI_INLINE void gdni_store_vec(char *data, gdn_dtype dtype, gdni_vec x) {
         const uint16_t h = (uint16_t)gdni_narrow(x, dtype);
 #elif defined(GDNI_F32_TO_F16)
         const gdni_half h = dtype == GDN_F16 ? (gdni_half)GDNI_F32_TO_F16(x)
-                                             : __builtin_convertvector(gdni_narrow(x, dtype), gdni_half);
+                                             : GDNI_TO_HALVES(gdni_narrow(x, dtype));
 #else
-        const gdni_half h = __builtin_convertvector(gdni_narrow(x, dtype), gdni_half);
+        const gdni_half h = GDNI_TO_HALVES(gdni_narrow(x, dtype));
 #endif
         memcpy(data, &h, sizeof h);
     }
@@ -2299,51 +2312,52 @@ static void gdni_run_block(const gdn_params *r, const gdni_sequence *s, ptrdiff_
 
 /* ---- One token: the state is read once and written once, where it lies ---- */
 
-/* A and B over `rows` rows of a GDN_STATE_KV matrix, `pitch` bytes apart, four rows at a time. */
-GDNI_INLINE void gdni_sums_kv(const gdni_sweep_args *x, const char *state, gdn_dtype dtype, ptrdiff_t pitch,
-                              ptrdiff_t rows, ptrdiff_t columns) {
-    const ptrdiff_t size = gdni_dtype_size(dtype);
-    memset(x->A, 0, (size_t)columns * sizeof(float));
-    memset(x->B, 0, (size_t)columns * sizeof(float));
-    for (ptrdiff_t i = 0; i < rows; i += 4) {
-        const ptrdiff_t count = gdni_min(4, rows - i);
-        gdni_vec k[4], q[4];
-        for (int j = 0; j < 4; j++) {
-            k[j] = gdni_set1(j < count ? x->kn[i + j] : 0.0f);
-            q[j] = gdni_set1(j < count ? x->qn[i + j] : 0.0f);
+/* While one state is worked on, the next one is asked for: half its rows during the sums, half during the update,
+ * so that the memory never rests. `rows` of `size` bytes, `pitch` apart; done is how far the pass is. */
+GDNI_INLINE void gdni_ask_ahead(const char *next, ptrdiff_t pitch, ptrdiff_t size, ptrdiff_t row, ptrdiff_t rows,
+                                const bool second_half) {
+    const ptrdiff_t at = second_half ? (rows + row) / 2 : row / 2;
+    if (next != NULL && (second_half ? (rows + row) % 2 : row % 2) == 0) gdni_prefetch(next + at * pitch, size);
+}
+
+/* A and B over `rows` rows of nv vectors of a GDN_STATE_KV matrix, `pitch` bytes apart. */
+GDNI_INLINE void gdni_sums_kv(const gdni_sweep_args *x, const char *state, gdn_dtype dtype, const char *next,
+                              ptrdiff_t pitch, ptrdiff_t rows, const int nv) {
+    const ptrdiff_t bytes = GDNI_LANES * gdni_dtype_size(dtype);
+    const float *kn = x->kn, *qn = x->qn;
+    gdni_vec A[4], B[4];
+    GDNI_UNROLL
+    for (int j = 0; j < nv; j++) A[j] = B[j] = gdni_set1(0.0f);
+    for (ptrdiff_t i = 0; i < rows; i++) {
+        const gdni_vec kn_i = gdni_set1(kn[i]), qn_i = gdni_set1(qn[i]);
+        gdni_ask_ahead(next, pitch, nv * bytes, i, rows, false);
+        GDNI_UNROLL
+        for (int j = 0; j < nv; j++) {
+            const gdni_vec s = gdni_load_vec(state + i * pitch + j * bytes, dtype);
+            A[j] = gdni_fma(kn_i, s, A[j]);
+            B[j] = gdni_fma(qn_i, s, B[j]);
         }
-        for (ptrdiff_t c = 0; c < columns; c += GDNI_LANES) {
-            gdni_vec A = gdni_load(x->A + c), B = gdni_load(x->B + c);
-            if (count == 4) {
-                GDNI_UNROLL
-                for (int j = 0; j < 4; j++) {
-                    const gdni_vec s = gdni_load_vec(state + (i + j) * pitch + c * size, dtype);
-                    A = gdni_fma(k[j], s, A);
-                    B = gdni_fma(q[j], s, B);
-                }
-            } else {
-                for (int j = 0; j < count; j++) {
-                    const gdni_vec s = gdni_load_vec(state + (i + j) * pitch + c * size, dtype);
-                    A = gdni_fma(k[j], s, A);
-                    B = gdni_fma(q[j], s, B);
-                }
-            }
-            gdni_store(x->A + c, A);
-            gdni_store(x->B + c, B);
-        }
+    }
+    GDNI_UNROLL
+    for (int j = 0; j < nv; j++) {
+        gdni_store(x->A + j * GDNI_LANES, A[j]);
+        gdni_store(x->B + j * GDNI_LANES, B[j]);
     }
 }
 
 /* A and B over `columns` rows of K = kp elements of a GDN_STATE_VK matrix. */
-GDNI_INLINE void gdni_sums_vk(const gdni_sweep_args *x, const char *state, gdn_dtype dtype, ptrdiff_t kp,
-                              ptrdiff_t columns) {
+GDNI_INLINE void gdni_sums_vk(const gdni_sweep_args *x, const char *state, gdn_dtype dtype, const char *next,
+                              ptrdiff_t kp, ptrdiff_t columns) {
     const ptrdiff_t size = gdni_dtype_size(dtype);
     for (ptrdiff_t c = 0; c < columns; c += GDNI_VK_ROWS) {
         gdni_vec part[GDNI_VK_ROWS == 4 ? 8 : 4][GDNI_NAME(parts)]; /* A of each row, B of each row */
         float sums[8];
         const char *row[GDNI_VK_ROWS];
         GDNI_UNROLL
-        for (int j = 0; j < GDNI_VK_ROWS; j++) row[j] = state + gdni_min(c + j, columns - 1) * kp * size;
+        for (int j = 0; j < GDNI_VK_ROWS; j++) {
+            row[j] = state + gdni_min(c + j, columns - 1) * kp * size;
+            gdni_ask_ahead(next, kp * size, kp * size, c + j, columns, false);
+        }
         GDNI_UNROLL
         for (int j = 0; j < (GDNI_VK_ROWS == 4 ? 8 : 4); j++) {
             GDNI_UNROLL
@@ -2371,13 +2385,12 @@ GDNI_INLINE void gdni_sums_vk(const gdni_sweep_args *x, const char *state, gdn_d
     }
 }
 
-/* The updates leave the memory bus idle, their state being in cache: they ask for `next`, the state that follows. */
 GDNI_INLINE void gdni_update_kv(const gdni_sweep_args *x, const char *from, gdn_dtype dtype, char *to, const char *next,
                                 ptrdiff_t pitch, ptrdiff_t rows, ptrdiff_t columns) {
     const ptrdiff_t size = gdni_dtype_size(dtype);
     for (ptrdiff_t i = 0; i < rows; i++) {
         const gdni_vec k = gdni_set1(x->k[i]), decay = gdni_set1(x->decay[i]);
-        if (next != NULL) gdni_prefetch(next + i * pitch, columns * size);
+        gdni_ask_ahead(next, pitch, columns * size, i, rows, true);
         for (ptrdiff_t c = 0; c < columns; c += GDNI_LANES) {
             const gdni_vec s = gdni_load_vec(from + i * pitch + c * size, dtype);
             gdni_store_vec(to + i * pitch + c * size, dtype, gdni_fma(k, gdni_load(x->d + c), gdni_mul(decay, s)));
@@ -2390,7 +2403,7 @@ GDNI_INLINE void gdni_update_vk(const gdni_sweep_args *x, const char *from, gdn_
     const ptrdiff_t size = gdni_dtype_size(dtype);
     for (ptrdiff_t c = 0; c < columns; c++) {
         const gdni_vec d = gdni_set1(x->d[c]);
-        if (next != NULL) gdni_prefetch(next + c * kp * size, kp * size);
+        gdni_ask_ahead(next, kp * size, kp * size, c, columns, true);
         for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES) {
             const gdni_vec s = gdni_load_vec(from + (c * kp + i) * size, dtype);
             const gdni_vec decayed = gdni_mul(gdni_load(x->decay + i), s);
@@ -2405,8 +2418,11 @@ GDNI_INLINE void gdni_stream_columns(const gdn_params *r, const gdni_sequence *s
                                      const char *next, const gdni_workspace *w) {
     const ptrdiff_t columns = x->c1 - x->c0, K = r->head_k_dim, pitch = r->head_v_dim * gdni_dtype_size(dtype);
     const bool vk = r->state_layout == GDN_STATE_VK;
-    if (vk) gdni_sums_vk(args, from, dtype, K, columns);
-    else gdni_sums_kv(args, from, dtype, pitch, K, columns);
+    if (vk) gdni_sums_vk(args, from, dtype, next, K, columns);
+    else if (columns > 3 * GDNI_LANES) gdni_sums_kv(args, from, dtype, next, pitch, K, 4);
+    else if (columns > 2 * GDNI_LANES) gdni_sums_kv(args, from, dtype, next, pitch, K, 3);
+    else if (columns > GDNI_LANES) gdni_sums_kv(args, from, dtype, next, pitch, K, 2);
+    else gdni_sums_kv(args, from, dtype, next, pitch, K, 1);
     gdni_gather_v(r, s, x, 0, 1, w);
     gdni_finish_token(r, s, x, 0, 0, w);
     gdni_scatter_o(r, s, x, 0, 1, w);
@@ -2442,7 +2458,7 @@ static void gdni_stream(const gdn_params *r, const gdni_sequence *s, ptrdiff_t n
         const char *in = from.data + c * stride, *ahead;
         char *out = to.data == NULL ? NULL : to.data + c * stride;
         x.c0 = c;
-        x.c1 = vk ? gdni_min(c + GDNI_SLICE, segment->c1) : segment->c1;
+        x.c1 = gdni_min(c + (vk ? GDNI_SLICE : 4 * GDNI_LANES), segment->c1);
         if (x.c1 < segment->c1) ahead = from.data + x.c1 * stride;
         else ahead = next == NULL ? NULL : next + segment->c0 * stride;
         if (from.dtype == GDN_F32) gdni_stream_columns(r, s, &x, &args, GDN_F32, in, out, ahead, w);
@@ -2505,7 +2521,11 @@ static void gdni_run_items(const gdn_params *r, ptrdiff_t first, ptrdiff_t last,
         const char *next = NULL;
         if (stop < last) {
             const gdni_item x = gdni_get_item(r, stop);
-            next = gdni_pool_matrix(r, gdni_get_sequence(r, x.n).read, x.value_head).data;
+            const gdni_sequence ahead = gdni_get_sequence(r, x.n);
+            next = gdni_pool_matrix(r, ahead.read, x.value_head).data;
+            gdni_prefetch_row(&r->q, &ahead, 0, x.key_head, 0, r->head_k_dim);
+            gdni_prefetch_row(&r->k, &ahead, 0, x.key_head, 0, r->head_k_dim);
+            gdni_prefetch_row(&r->v, &ahead, 0, x.value_head, 0, r->head_v_dim);
         }
         if (!gdni_skip(r, &s, first, stop)) gdni_run_group(r, &s, first, stop, next, &w);
         first = stop;
@@ -2563,6 +2583,7 @@ static void gdni_run_items(const gdn_params *r, ptrdiff_t first, ptrdiff_t last,
 #undef gdni_aim_sums
 #undef gdni_aim_update
 #undef gdni_run_block
+#undef gdni_ask_ahead
 #undef gdni_sums_kv
 #undef gdni_sums_vk
 #undef gdni_update_kv
@@ -2587,6 +2608,8 @@ static void gdni_run_items(const gdn_params *r, ptrdiff_t first, ptrdiff_t last,
 #undef GDNI_DMAX
 #undef GDNI_FMA
 #undef GDNI_FOLD_TO_4
+#undef GDNI_TO_WORDS
+#undef GDNI_TO_HALVES
 #undef GDNI_F16_TO_F32
 #undef GDNI_F32_TO_F16
 #endif /* GDNI_KERNEL */
