@@ -1289,7 +1289,7 @@ typedef struct gdni_workspace {
     float *decay, *kd, *qd;       /* decay, decay*k, decay*q. KDA: [block][kp]; else one row */
     float *qk, *gate, *beta;      /* [block + 16] */
     float *bias;                  /* KDA: [kp] */
-    float *column;                /* [kp] one column of a state */
+    float *rows;                  /* [4][kp] of a GDN_STATE_VK matrix */
     float *A, *B, *d;             /* [columns] */
     float *v, *o;                 /* [block][GDNI_WIDEST] of one tile, or [columns] of one token */
     float *tiles;                 /* [columns * kp] */
@@ -1337,7 +1337,7 @@ static ptrdiff_t gdni_layout(const gdn_params *r, float *base, gdni_workspace *w
     gdni_take(base, &used, block + 16, &w->gate);
     gdni_take(base, &used, block + 16, &w->beta);
     gdni_take(base, &used, r->is_kda ? kp : 0, &w->bias);
-    gdni_take(base, &used, kp, &w->column);
+    gdni_take(base, &used, gdni_size_mul(4, kp), &w->rows);
     gdni_take(base, &used, columns, &w->A);
     gdni_take(base, &used, columns, &w->B);
     gdni_take(base, &used, columns, &w->d);
@@ -1438,6 +1438,33 @@ GDNI_INLINE float32x4_t gdni_fold_fours(float32x4_t a, float32x4_t b, float32x4_
 }
 GDNI_INLINE void gdni_store_four(float *p, float32x4_t x) { vst1q_f32(p, x); }
 #endif
+
+/* to[j][i] = from[i][j], four by four. */
+GDNI_INLINE void gdni_transpose4(const float *from, ptrdiff_t from_pitch, float *to, ptrdiff_t to_pitch) {
+#if GDNI_SSE2
+    __m128 a = _mm_loadu_ps(from), b = _mm_loadu_ps(from + from_pitch);
+    __m128 c = _mm_loadu_ps(from + 2 * from_pitch), d = _mm_loadu_ps(from + 3 * from_pitch);
+    _MM_TRANSPOSE4_PS(a, b, c, d);
+    _mm_storeu_ps(to, a);
+    _mm_storeu_ps(to + to_pitch, b);
+    _mm_storeu_ps(to + 2 * to_pitch, c);
+    _mm_storeu_ps(to + 3 * to_pitch, d);
+#else
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 4; j++) to[j * to_pitch + i] = from[i * from_pitch + j];
+#endif
+}
+
+static void gdni_transpose(const float *from, ptrdiff_t from_pitch, ptrdiff_t rows, ptrdiff_t columns, float *to,
+                           ptrdiff_t to_pitch) {
+    const ptrdiff_t whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
+    for (ptrdiff_t i = 0; i < whole_rows; i += 4)
+        for (ptrdiff_t j = 0; j < whole_columns; j += 4)
+            gdni_transpose4(from + i * from_pitch + j, from_pitch, to + j * to_pitch + i, to_pitch);
+    for (ptrdiff_t i = 0; i < rows; i++)
+        for (ptrdiff_t j = i < whole_rows ? whole_columns : 0; j < columns; j++)
+            to[j * to_pitch + i] = from[i * from_pitch + j];
+}
 
 #define GDNI_KERNEL
 #define GDNI_TARGET plain
@@ -2210,13 +2237,16 @@ static void gdni_move_tile(const gdn_params *r, gdni_matrix m, const gdni_segmen
         }
         return;
     }
-    for (ptrdiff_t j = 0; j < width; j++) {
-        char *row = m.data + (x->c0 + j) * K * size;
-        if (store && j >= count) return;
-        for (ptrdiff_t i = 0; i < K && store; i++) w->column[i] = x->tile[i * width + j];
-        if (store) gdni_store_row(row, m.dtype, K, w->column);
-        else gdni_load_row(row, m.dtype, j < count ? K : 0, gdni_round_up(K, GDNI_LANES), w->column);
-        for (ptrdiff_t i = 0; i < K && !store; i++) x->tile[i * width + j] = w->column[i];
+    for (ptrdiff_t j = 0; j < width; j += 4) {
+        const ptrdiff_t rows = gdni_min(4, width - j);
+        if (store) gdni_transpose(x->tile + j, width, K, rows, w->rows, w->kp);
+        for (ptrdiff_t i = 0; i < rows; i++) {
+            float *row = w->rows + i * w->kp;
+            if (j + i >= count && !store) memset(row, 0, (size_t)K * sizeof(float));
+            else if (j + i < count && store) gdni_store_row(m.data + (x->c0 + j + i) * K * size, m.dtype, K, row);
+            else if (j + i < count) gdni_load_row(m.data + (x->c0 + j + i) * K * size, m.dtype, K, K, row);
+        }
+        if (!store) gdni_transpose(w->rows, w->kp, rows, K, x->tile + j, width);
     }
 }
 
