@@ -540,8 +540,7 @@ enum {
     GDNI_LANES16 = 16,  /* partial sums of every sum over K outside GDN_STATE_KV */
     GDNI_SLICE = 32,    /* columns of V in one work item */
     GDNI_RUN = 8,       /* work items that share the preparation of q and k */
-    GDNI_WIDEST = 64,   /* columns of the widest tile: four vectors of sixteen */
-    GDNI_BLOCK = 64,    /* most tokens prepared at once */
+    GDNI_BLOCK = 32,    /* most tokens prepared at once */
     GDNI_BLOCK_KIB = 64, /* and most memory for them */
     GDNI_CACHED_ROWS = 192, /* most rows of 64 floats in first-level cache */
     GDNI_AHEAD = 4,      /* tokens between the prefetch of a row and its use */
@@ -1292,14 +1291,14 @@ typedef struct gdni_workspace {
     float *bias;                  /* KDA: [kp] */
     float *rows;                  /* [4][kp] of a GDN_STATE_VK matrix */
     float *A, *B, *d;             /* [columns] */
-    float *v, *o;                 /* [block][GDNI_WIDEST] of one tile, or [columns] of one token */
+    float *v, *o;                 /* [block][columns] */
     float *tiles;                 /* [columns * kp] */
 } gdni_workspace;
 
-/* Columns c0 to c1 of one value head, and their state. */
+/* Columns c0 to c1 of one value head: their state, and their v and o as rows of `pitch` floats for each token. */
 typedef struct gdni_segment {
-    ptrdiff_t value_head, c0, c1;
-    float *tile;
+    ptrdiff_t value_head, c0, c1, pitch;
+    float *tile, *v, *o;
 } gdni_segment;
 
 /* 1 / norm, from the sum of squares. */
@@ -1342,8 +1341,8 @@ static ptrdiff_t gdni_layout(const gdn_params *r, float *base, gdni_workspace *w
     gdni_take(base, &used, columns, &w->A);
     gdni_take(base, &used, columns, &w->B);
     gdni_take(base, &used, columns, &w->d);
-    gdni_take(base, &used, gdni_size_add(gdni_size_mul(block, GDNI_WIDEST), columns), &w->v);
-    gdni_take(base, &used, gdni_size_add(gdni_size_mul(block, GDNI_WIDEST), columns), &w->o);
+    gdni_take(base, &used, block * columns, &w->v);
+    gdni_take(base, &used, block * columns, &w->o);
     gdni_take(base, &used, gdni_size_mul(columns, kp), &w->tiles);
     return used;
 }
@@ -2264,8 +2263,8 @@ static void gdni_finish_token(const gdn_params *r, const gdni_sequence *s, const
     const ptrdiff_t columns = x->c1 - x->c0, width = gdni_round_up(columns, GDNI_LANES);
     const gdni_vec factor = gdni_set1(r->is_kda ? 1.0f : w->gate[t]), qk = gdni_set1(w->qk[t]);
     const gdni_vec minus_factor = gdni_sub(gdni_set1(0.0f), factor);
-    const float *v = w->v + t * width;
-    float *o = w->o + t * width;
+    const float *v = x->v + t * x->pitch;
+    float *o = x->o + t * x->pitch;
     if (r->beta_per_column) { /* d is free until it is set below */
         const char *b = (const char *)gdni_row(&r->b, s, t0 + t, x->value_head);
         gdni_load_row(b + x->c0 * gdni_dtype_size(r->b.dtype), r->b.dtype, columns, width, w->d);
@@ -2281,20 +2280,19 @@ static void gdni_finish_token(const gdn_params *r, const gdni_sequence *s, const
 
 /* The rows of one head lie a whole token apart: v is gathered and o scattered where nothing waits for them. */
 static void gdni_gather_v(const gdn_params *r, const gdni_sequence *s, const gdni_segment *x, ptrdiff_t t0,
-                          ptrdiff_t count, const gdni_workspace *w) {
-    const ptrdiff_t columns = x->c1 - x->c0, width = gdni_round_up(columns, GDNI_LANES), size = gdni_dtype_size(r->v.dtype);
+                          ptrdiff_t count) {
     for (ptrdiff_t t = 0; t < count; t++) {
-        const char *v = (const char *)gdni_row(&r->v, s, t0 + t, x->value_head) + x->c0 * size;
-        gdni_load_row(v, r->v.dtype, columns, width, w->v + t * width);
+        const char *v = (const char *)gdni_row(&r->v, s, t0 + t, x->value_head);
+        gdni_load_row(v + x->c0 * gdni_dtype_size(r->v.dtype), r->v.dtype, x->c1 - x->c0, x->pitch, x->v + t * x->pitch);
     }
 }
 
 static void gdni_scatter_o(const gdn_params *r, const gdni_sequence *s, const gdni_segment *x, ptrdiff_t t0,
-                           ptrdiff_t count, const gdni_workspace *w) {
-    const ptrdiff_t columns = x->c1 - x->c0, width = gdni_round_up(columns, GDNI_LANES), size = gdni_dtype_size(r->o.dtype);
+                           ptrdiff_t count) {
     for (ptrdiff_t t = 0; t < count; t++) {
-        char *o = (char *)r->o.data + (gdni_output_offset(r, s, t0 + t, x->value_head) + x->c0) * size;
-        gdni_store_row(o, r->o.dtype, columns, w->o + t * width);
+        const ptrdiff_t at = gdni_output_offset(r, s, t0 + t, x->value_head) + x->c0;
+        char *o = (char *)r->o.data + at * gdni_dtype_size(r->o.dtype);
+        gdni_store_row(o, r->o.dtype, x->c1 - x->c0, x->o + t * x->pitch);
     }
 }
 
@@ -2328,7 +2326,6 @@ static void gdni_run_block(const gdn_params *r, const gdni_sequence *s, ptrdiff_
     gdni_sweep_args args;
     memset(&args, 0, sizeof args);
     args.A = w->A, args.B = w->B, args.d = w->d;
-    gdni_gather_v(r, s, x, t0, count, w);
     for (ptrdiff_t t = 0; t < count; t++) {
         const int64_t parent = tree ? gdni_parent(r, s, n, t0 + t) : -1;
         if (parent >= 0) gdni_move_tile(r, gdni_cache_matrix(r, s->row, parent, x->value_head), x, false, w);
@@ -2345,7 +2342,6 @@ static void gdni_run_block(const gdn_params *r, const gdni_sequence *s, ptrdiff_
         if (every_step || t0 + t + 1 == s->length)
             gdni_move_tile(r, gdni_pool_matrix(r, gdni_step_slot(r, s, n, t0 + t), x->value_head), x, true, w);
     }
-    gdni_scatter_o(r, s, x, t0, count, w);
 }
 
 /* ---- One token: the state is read once and written once, where it lies ---- */
@@ -2461,9 +2457,7 @@ GDNI_INLINE void gdni_stream_columns(const gdn_params *r, const gdni_sequence *s
     else if (columns > 2 * GDNI_LANES) gdni_sums_kv(args, from, dtype, next, pitch, K, 3);
     else if (columns > GDNI_LANES) gdni_sums_kv(args, from, dtype, next, pitch, K, 2);
     else gdni_sums_kv(args, from, dtype, next, pitch, K, 1);
-    gdni_gather_v(r, s, x, 0, 1, w);
     gdni_finish_token(r, s, x, 0, 0, w);
-    gdni_scatter_o(r, s, x, 0, 1, w);
     if (to == NULL) return;
     if (vk) gdni_update_vk(args, from, dtype, to, next, K, columns);
     else gdni_update_kv(args, from, dtype, to, next, pitch, K, columns);
@@ -2497,6 +2491,8 @@ static void gdni_stream(const gdn_params *r, const gdni_sequence *s, ptrdiff_t n
         char *out = to.data == NULL ? NULL : to.data + c * stride;
         x.c0 = c;
         x.c1 = gdni_min(c + (vk ? GDNI_SLICE : 4 * GDNI_LANES), segment->c1);
+        x.v = segment->v + (c - segment->c0);
+        x.o = segment->o + (c - segment->c0);
         if (x.c1 < segment->c1) ahead = from.data + x.c1 * stride;
         else ahead = next == NULL ? NULL : next + segment->c0 * stride;
         if (from.dtype == GDN_F32) gdni_stream_columns(r, s, &x, &args, GDN_F32, in, out, ahead, w);
@@ -2521,6 +2517,7 @@ static void gdni_run_group(const gdn_params *r, const gdni_sequence *s, ptrdiff_
         } else {
             heads[count].value_head = x.value_head;
             heads[count].c0 = c0, heads[count].c1 = c1;
+            heads[count].v = w->v, heads[count].o = w->o;
             heads[count++].tile = w->tiles + (i - first) * GDNI_SLICE * w->kp;
         }
     }
@@ -2533,19 +2530,25 @@ static void gdni_run_group(const gdn_params *r, const gdni_sequence *s, ptrdiff_
         const ptrdiff_t tokens = gdni_min(w->block, s->length - t);
         gdni_prepare_qk(r, s, start.key_head, t, tokens, w);
         for (int i = 0; i < count; i++) {
+            heads[i].pitch = gdni_round_up(heads[i].c1 - heads[i].c0, GDNI_LANES);
             gdni_prepare_gates(r, s, heads[i].value_head, t, tokens, w);
+            gdni_gather_v(r, s, &heads[i], t, tokens);
             if (gdni_streams(r, s)) {
                 const char *after = i + 1 < count ? gdni_pool_matrix(r, s->read, heads[i + 1].value_head).data : next;
                 gdni_stream(r, s, start.n, &heads[i], after, w);
+                gdni_scatter_o(r, s, &heads[i], t, tokens);
                 continue;
             }
             for (ptrdiff_t c = heads[i].c0; c < heads[i].c1; c += width) {
                 gdni_segment x = heads[i];
                 x.c0 = c, x.c1 = gdni_min(c + width, x.c1);
                 x.tile += (c - heads[i].c0) * w->kp;
+                x.v += c - heads[i].c0;
+                x.o += c - heads[i].c0;
                 if (t == 0) gdni_move_tile(r, gdni_pool_matrix(r, s->read, x.value_head), &x, false, w);
                 gdni_run_block(r, s, start.n, &x, t, tokens, w);
             }
+            gdni_scatter_o(r, s, &heads[i], t, tokens);
         }
     }
 }
