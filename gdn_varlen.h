@@ -2278,22 +2278,27 @@ static void gdni_finish_token(const gdn_params *r, const gdni_sequence *s, const
     }
 }
 
-/* The rows of one head lie a whole token apart: v is gathered and o scattered where nothing waits for them. */
-static void gdni_gather_v(const gdn_params *r, const gdni_sequence *s, const gdni_segment *x, ptrdiff_t t0,
-                          ptrdiff_t count) {
-    for (ptrdiff_t t = 0; t < count; t++) {
-        const char *v = (const char *)gdni_row(&r->v, s, t0 + t, x->value_head);
-        gdni_load_row(v + x->c0 * gdni_dtype_size(r->v.dtype), r->v.dtype, x->c1 - x->c0, x->pitch, x->v + t * x->pitch);
-    }
+/* The rows of one head lie a whole token apart, often a page of memory or more: v is gathered and o scattered for all
+ * heads of a group at once, where nothing waits for them. */
+static void gdni_gather_v(const gdn_params *r, const gdni_sequence *s, const gdni_segment *heads, int num_heads,
+                          ptrdiff_t t0, ptrdiff_t count) {
+    const ptrdiff_t size = gdni_dtype_size(r->v.dtype);
+    for (ptrdiff_t t = 0; t < count; t++)
+        for (const gdni_segment *x = heads; x < heads + num_heads; x++) {
+            const ptrdiff_t columns = x->c1 - x->c0, padded = gdni_round_up(columns, GDNI_LANES);
+            const char *v = (const char *)gdni_row(&r->v, s, t0 + t, x->value_head) + x->c0 * size;
+            gdni_load_row(v, r->v.dtype, columns, padded, x->v + t * x->pitch);
+        }
 }
 
-static void gdni_scatter_o(const gdn_params *r, const gdni_sequence *s, const gdni_segment *x, ptrdiff_t t0,
-                           ptrdiff_t count) {
-    for (ptrdiff_t t = 0; t < count; t++) {
-        const ptrdiff_t at = gdni_output_offset(r, s, t0 + t, x->value_head) + x->c0;
-        char *o = (char *)r->o.data + at * gdni_dtype_size(r->o.dtype);
-        gdni_store_row(o, r->o.dtype, x->c1 - x->c0, x->o + t * x->pitch);
-    }
+static void gdni_scatter_o(const gdn_params *r, const gdni_sequence *s, const gdni_segment *heads, int num_heads,
+                           ptrdiff_t t0, ptrdiff_t count) {
+    const ptrdiff_t size = gdni_dtype_size(r->o.dtype);
+    for (ptrdiff_t t = 0; t < count; t++)
+        for (const gdni_segment *x = heads; x < heads + num_heads; x++) {
+            char *o = (char *)r->o.data + (gdni_output_offset(r, s, t0 + t, x->value_head) + x->c0) * size;
+            gdni_store_row(o, r->o.dtype, x->c1 - x->c0, x->o + t * x->pitch);
+        }
 }
 
 /* A decay of 0 must forget a state whose sums overflow, and 0 times that is not 0: it goes into k and q first. */
@@ -2517,7 +2522,9 @@ static void gdni_run_group(const gdn_params *r, const gdni_sequence *s, ptrdiff_
         } else {
             heads[count].value_head = x.value_head;
             heads[count].c0 = c0, heads[count].c1 = c1;
-            heads[count].v = w->v, heads[count].o = w->o;
+            heads[count].v = w->v + (i - first) * GDNI_SLICE;
+            heads[count].o = w->o + (i - first) * GDNI_SLICE;
+            heads[count].pitch = w->columns;
             heads[count++].tile = w->tiles + (i - first) * GDNI_SLICE * w->kp;
         }
     }
@@ -2529,14 +2536,12 @@ static void gdni_run_group(const gdn_params *r, const gdni_sequence *s, ptrdiff_
     for (ptrdiff_t t = 0; t < s->length; t += w->block) {
         const ptrdiff_t tokens = gdni_min(w->block, s->length - t);
         gdni_prepare_qk(r, s, start.key_head, t, tokens, w);
+        gdni_gather_v(r, s, heads, count, t, tokens);
         for (int i = 0; i < count; i++) {
-            heads[i].pitch = gdni_round_up(heads[i].c1 - heads[i].c0, GDNI_LANES);
             gdni_prepare_gates(r, s, heads[i].value_head, t, tokens, w);
-            gdni_gather_v(r, s, &heads[i], t, tokens);
             if (gdni_streams(r, s)) {
                 const char *after = i + 1 < count ? gdni_pool_matrix(r, s->read, heads[i + 1].value_head).data : next;
                 gdni_stream(r, s, start.n, &heads[i], after, w);
-                gdni_scatter_o(r, s, &heads[i], t, tokens);
                 continue;
             }
             for (ptrdiff_t c = heads[i].c0; c < heads[i].c1; c += width) {
@@ -2548,8 +2553,8 @@ static void gdni_run_group(const gdn_params *r, const gdni_sequence *s, ptrdiff_
                 if (t == 0) gdni_move_tile(r, gdni_pool_matrix(r, s->read, x.value_head), &x, false, w);
                 gdni_run_block(r, s, start.n, &x, t, tokens, w);
             }
-            gdni_scatter_o(r, s, &heads[i], t, tokens);
         }
+        gdni_scatter_o(r, s, heads, count, t, tokens);
     }
 }
 
