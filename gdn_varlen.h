@@ -317,7 +317,9 @@ typedef enum gdn_isa {
     GDN_NUM_ISAS
 } gdn_isa;
 
-/* All of a call. Start from zero (gdn_params p = {0}; C++: {}) and set what the call needs.
+/* All of a call. Start from zero (gdn_params p = {0}; C++: {}) and set what the call needs. What is written (o, pool,
+ * cache, scratch) must not overlap anything else of the call; with batch 1 an output may lie between the inputs in
+ * common rows of one pitch. Every index is checked against its array, used or not.
  * Shapes: N sequences, B = batch_size, T = seq_len, H key heads, HV value heads, K and V per head. */
 typedef struct gdn_params {
     /* Sizes, all at least 1; seq_len may be 0. HV is a multiple of H.
@@ -491,8 +493,11 @@ static inline gdn_state_cache gdn_cache_of(void *data, gdn_dtype dtype, ptrdiff_
 #include <stdlib.h>
 #endif
 
-#if defined(__FAST_MATH__) || defined(_M_FP_FAST)
+#if defined(__FAST_MATH__) || defined(_M_FP_FAST) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__)
 #error "gdn_varlen.h: -ffast-math reorders sums; compile the implementation without it"
+#endif
+#if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
+#error "gdn_varlen.h: -ffinite-math-only drops the checks for NaN; compile the implementation without it"
 #endif
 #if FLT_RADIX != 2 || FLT_MANT_DIG != 24 || DBL_MANT_DIG != 53
 #error "gdn_varlen.h: float and double must be IEEE 754 binary32 and binary64"
@@ -782,7 +787,9 @@ typedef struct gdni_array {
     ptrdiff_t bytes; /* from the first element to the last */
 } gdni_array;
 
-enum { GDNI_NUM_ARRAYS = 17 };
+enum { GDNI_NUM_ARRAYS = 18 };
+
+static ptrdiff_t gdni_scratch_bytes(const gdn_params *r);
 
 static ptrdiff_t gdni_element(const gdn_params *r, gdn_dtype dtype) {
     const bool valid = dtype == GDN_F32 || dtype == GDN_BF16 || dtype == GDN_F16 ||
@@ -805,7 +812,7 @@ static gdni_array gdni_index_array(const char *name, const gdn_indices *x, ptrdi
     return y;
 }
 
-/* Every array of the call: first the tensors, then the indices. */
+/* Every array of the call: first the tensors, then the indices, then the scratch. */
 static void gdni_list_arrays(const gdn_params *r, gdni_array *x) {
     const ptrdiff_t b = r->batch_size, t = r->seq_len, h = r->num_key_heads, hv = r->num_value_heads;
     const ptrdiff_t k = r->head_k_dim, v = r->head_v_dim, n = r->num_seqs;
@@ -837,6 +844,10 @@ static void gdni_list_arrays(const gdn_params *r, gdni_array *x) {
     x[14] = gdni_index_array("retrieve_parent_token", &r->retrieve_parent_token, n);
     x[15] = gdni_index_array("ssm_state_indices", &r->ssm_state_indices, n);
     x[16] = gdni_index_array("num_accepted_tokens", &r->num_accepted_tokens, n);
+    x[17] = x[16];
+    x[17].name = "scratch", x[17].data = r->scratch, x[17].element = 1;
+    x[17].size[2] = 1, x[17].width = gdni_scratch_bytes(r), x[17].written = true;
+    if ((size_t)x[17].width > r->scratch_size) x[17].width = 0; /* refused later: too small */
 }
 
 static gdn_status gdni_check_sizes(const gdn_params *p, gdn_error *error) {
@@ -944,7 +955,7 @@ static bool gdni_disjoint(const gdni_array *x, const gdni_array *y) {
 }
 
 static gdn_status gdni_check_arrays(const gdn_params *r, gdn_error *error) {
-    static const int written[] = {7, 9, 8}; /* o, cache, pool: of two, the first is named */
+    static const int written[] = {7, 9, 8, 17}; /* o, cache, pool, scratch: of two, the first is named */
     gdni_array x[GDNI_NUM_ARRAYS];
     gdn_status status = GDN_OK;
     gdni_list_arrays(r, x);
@@ -954,7 +965,7 @@ static gdn_status gdni_check_arrays(const gdn_params *r, gdn_error *error) {
         return gdni_fail(error, GDN_ERROR_STRIDE, "A_log");
     if (r->dt_bias.data != NULL && (r->dt_bias.batch_stride != 0 || r->dt_bias.token_stride != 0))
         return gdni_fail(error, GDN_ERROR_STRIDE, "dt_bias");
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 4; i++)
         for (int j = 0; j < GDNI_NUM_ARRAYS; j++) {
             const gdni_array *y = &x[written[i]];
             if (y != &x[j] && y->data != NULL && x[j].data != NULL && y->written && !gdni_disjoint(y, &x[j]))
@@ -1045,27 +1056,23 @@ static gdn_status gdni_conflict(const gdn_params *r, bool cache, bool n_reads, p
     return gdni_fail_at(error, GDN_ERROR_CONFLICT, name, n > m ? n_place : m_place, n > m ? m_place : n_place);
 }
 
-/* No two sequences write one slot, and none reads what another writes. A window of slots at a time is kept as
- * bits; windows that nobody writes are passed over. */
+/* No two sequences write one slot, and none reads what another writes. Written slots are marked in a table of bits:
+ * a small pool has a bit for each slot, a large one hashes its slots, a few at a time, and looks again where two meet. */
 static gdn_status gdni_check_conflicts(const gdn_params *r, bool cache, gdn_error *error) {
-    enum { WINDOW = 32768 };
-    uint32_t bits[WINDOW / 32];
-    int64_t base = 0, next = 0;
-    while (next < INT64_MAX) {
-        base = next;
-        next = INT64_MAX;
+    enum { BITS = 65536, AT_A_TIME = 512 };
+    const bool steps = !cache && r->ssm_state_indices.data != NULL;
+    const bool dense = (cache ? r->intermediate_states_buffer.num_rows : r->initial_state_source.num_states) <= BITS;
+    const ptrdiff_t writes = gdni_size_mul(r->num_seqs, steps ? r->ssm_state_indices.num_columns : 1);
+    const uint64_t passes = dense ? 1 : (uint64_t)(writes / AT_A_TIME + 1), factor = dense ? 1 : 0x9e3779b97f4a7c15u;
+    uint32_t bits[BITS / 32];
+    for (uint64_t pass = 0; pass < passes; pass++) {
         memset(bits, 0, sizeof bits);
         for (ptrdiff_t n = 0; n < r->num_seqs; n++) {
             const gdni_sequence s = gdni_get_sequence(r, n);
-            const ptrdiff_t first = cache || r->ssm_state_indices.data == NULL ? s.length - 1 : 0;
-            for (ptrdiff_t t = first < 0 ? 0 : first; t < s.length; t++) {
+            for (ptrdiff_t t = steps || s.length == 0 ? 0 : s.length - 1; t < s.length; t++) {
                 const int64_t slot = gdni_written(r, cache, &s, n, t);
-                const size_t bit = (size_t)(slot - base);
-                if (slot < base) continue;
-                if (slot - base >= WINDOW) {
-                    if (slot < next) next = slot;
-                    continue;
-                }
+                const uint64_t hash = (uint64_t)slot * factor, bit = dense ? hash : hash >> 48;
+                if (slot < 0 || hash % passes != pass) continue;
                 if (bits[bit / 32] >> bit % 32 & 1u)
                     for (ptrdiff_t m = 0; m < n; m++) {
                         const ptrdiff_t step = gdni_find_write(r, cache, m, slot);
@@ -1076,8 +1083,8 @@ static gdn_status gdni_check_conflicts(const gdn_params *r, bool cache, gdn_erro
         }
         for (ptrdiff_t n = 0; n < r->num_seqs && !cache; n++) {
             const gdni_sequence s = gdni_get_sequence(r, n);
-            const size_t bit = (size_t)(s.read - base);
-            if (s.length == 0 || s.read < base || s.read - base >= WINDOW || !(bits[bit / 32] >> bit % 32 & 1u)) continue;
+            const uint64_t hash = (uint64_t)s.read * factor, bit = dense ? hash : hash >> 48;
+            if (s.length == 0 || s.read < 0 || hash % passes != pass || !(bits[bit / 32] >> bit % 32 & 1u)) continue;
             if (gdni_find_write(r, false, n, s.read) >= 0) continue;
             for (ptrdiff_t m = 0; m < r->num_seqs; m++) {
                 const ptrdiff_t step = gdni_find_write(r, false, m, s.read);

@@ -719,6 +719,9 @@ static void output_overlaps(void **state) {
     REFUSED(fixed_length, p.k.data = m.o, GDN_ERROR_OVERLAP, "o");
     REFUSED(fixed_length, p.v.data = m.o, GDN_ERROR_OVERLAP, "o");
     REFUSED(fixed_length, p.b.data = m.o, GDN_ERROR_OVERLAP, "o");
+    REFUSED(fixed_length, p.scratch = m.o, GDN_ERROR_OVERLAP, "o");
+    REFUSED(fixed_length, p.q.data = m.scratch, GDN_ERROR_OVERLAP, "scratch");
+    REFUSED(cached, p.initial_state_source.data = m.scratch, GDN_ERROR_OVERLAP, "initial_state_source");
     REFUSED(cached, p.o.data = m.pool, GDN_ERROR_OVERLAP, "o");
     REFUSED(cached, p.o.data = m.pool + SLOTS * STATE - 1, GDN_ERROR_OVERLAP, "o");
     REFUSED(cached, (p.disable_state_update = true, p.o.data = m.pool), GDN_ERROR_OVERLAP, "o");
