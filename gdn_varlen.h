@@ -86,7 +86,7 @@
  *   SGLang Triton, later       GDN_STATE_VK   -         -           -           -                   -
  *   SGLang packed decode       GDN_STATE_VK   -         - / LOG     - / GIVEN   -                   ZERO
  *   SGLang CPU, vLLM CPU       GDN_STATE_KV   -         -           -           -, 1e-5             none (crashes)
- *   vLLM Triton                GDN_STATE_VK   -         - / LOG     - / GIVEN   -                   LEAVE (5)     
+ *   vLLM Triton                GDN_STATE_VK   -         - / LOG     - / GIVEN   -                   LEAVE (5)
  *   FLA                        KV or VK (1)   -         LOG / -     GIVEN (2)   -                   no pool
  *   FlashInfer decode          VK or KV (3)   -         - (4)       -           -                   ZERO
  *   ggml, llama.cpp            GDN_STATE_VK   TILED     LOG         GIVEN       MAX_NORM_EPS        no pool
@@ -180,28 +180,28 @@ extern "C" {
 /* ==== INTERFACE ==================================================================================== */
 
 /* What a call returns: code, text. */
-#define GDN_STATUSES(X)                                                                                   \
-    X(GDN_OK, "success")                                                                                  \
-    X(GDN_ERROR_NULL, "a required pointer is NULL")                                                       \
-    X(GDN_ERROR_SIZE, "a size is out of its range or does not fit the others")                            \
-    X(GDN_ERROR_ENUM, "not set, or outside its enumeration, or not allowed here")                         \
-    X(GDN_ERROR_VALUE, "a number is not finite or outside its range")                                     \
-    X(GDN_ERROR_COMBINATION, "this option excludes, or needs, another one")                               \
-    X(GDN_ERROR_STRIDE, "a stride is too small for its axis, or the axis does not exist")                 \
-    X(GDN_ERROR_CU_SEQLENS, "cu_seqlens must start at 0, never decrease, and end within seq_len")         \
-    X(GDN_ERROR_INDEX, "an index is outside the array it points into")                                    \
-    X(GDN_ERROR_CONFLICT, "two sequences use a slot that one of them writes")                             \
-    X(GDN_ERROR_OVERFLOW, "the size of an array does not fit ptrdiff_t")                                  \
-    X(GDN_ERROR_OVERLAP, "memory that is written overlaps other memory of the call")                      \
-    X(GDN_ERROR_ISA, "this CPU or this build lacks the instruction set")                                  \
-    X(GDN_ERROR_SCRATCH, "scratch is missing or too small")                                               \
+#define GDN_STATUSES(X)                                                                                                \
+    X(GDN_OK, "success")                                                                                               \
+    X(GDN_ERROR_NULL, "a required pointer is NULL")                                                                    \
+    X(GDN_ERROR_SIZE, "a size is out of its range or does not fit the others")                                         \
+    X(GDN_ERROR_ENUM, "not set, or outside its enumeration, or not allowed here")                                      \
+    X(GDN_ERROR_VALUE, "a number is not finite or outside its range")                                                  \
+    X(GDN_ERROR_COMBINATION, "this option excludes, or needs, another one")                                            \
+    X(GDN_ERROR_STRIDE, "a stride is too small for its axis, or the axis does not exist")                              \
+    X(GDN_ERROR_CU_SEQLENS, "cu_seqlens must start at 0, never decrease, and end within seq_len")                      \
+    X(GDN_ERROR_INDEX, "an index is outside the array it points into")                                                 \
+    X(GDN_ERROR_CONFLICT, "two sequences use a slot that one of them writes")                                          \
+    X(GDN_ERROR_OVERFLOW, "the size of an array does not fit ptrdiff_t")                                               \
+    X(GDN_ERROR_OVERLAP, "memory that is written overlaps other memory of the call")                                   \
+    X(GDN_ERROR_ISA, "this CPU or this build lacks the instruction set")                                               \
+    X(GDN_ERROR_SCRATCH, "scratch is missing or too small")                                                            \
     X(GDN_ERROR_RANGE, "a range of work items is outside 0 .. gdn_num_work_items()")
 
 typedef enum gdn_status {
 #define GDN_STATUS_CODE(code, text) code,
     GDN_STATUSES(GDN_STATUS_CODE)
 #undef GDN_STATUS_CODE
-    GDN_NUM_STATUSES
+        GDN_NUM_STATUSES
 } gdn_status;
 
 /* Where an error is. `argument` is the name of the field of gdn_params at fault, or "" (never NULL); `index`
@@ -398,8 +398,8 @@ GDN_API gdn_status gdn_fused_sigmoid_gating_delta_rule_update(const gdn_params *
  * NULL. Work grows with N and the number of steps, not with the tensors. */
 GDN_API gdn_status gdn_validate(const gdn_params *params, gdn_error *error);
 
-/* Number of work items of parameters that gdn_validate() accepts. Each is one sequence, one value head and 32 columns of
- * V (the last of a head may have fewer). They are ordered by sequence, key head, value head, columns. */
+/* Number of work items of parameters that gdn_validate() accepts. Each is one sequence, one value head and 32 columns
+ * of V (the last of a head may have fewer). They are ordered by sequence, key head, value head, columns. */
 GDN_API ptrdiff_t gdn_num_work_items(const gdn_params *params);
 
 /* Bytes of scratch for one worker. Depends on K, V, the head counts and the options, not on N or T. */
@@ -542,14 +542,14 @@ extern "C" {
 #endif
 
 enum {
-    GDNI_LANES16 = 16,  /* partial sums of every sum over K outside GDN_STATE_KV */
-    GDNI_SLICE = 32,    /* columns of V in one work item */
-    GDNI_RUN = 8,       /* work items that share the preparation of q and k */
-    GDNI_BLOCK = 32,    /* most tokens prepared at once */
-    GDNI_BLOCK_KIB = 64, /* and most memory for them */
+    GDNI_LANES16 = 16,      /* partial sums of every sum over K outside GDN_STATE_KV */
+    GDNI_SLICE = 32,        /* columns of V in one work item */
+    GDNI_RUN = 8,           /* work items that share the preparation of q and k */
+    GDNI_BLOCK = 32,        /* most tokens prepared at once */
+    GDNI_BLOCK_KIB = 64,    /* and most memory for them */
     GDNI_CACHED_ROWS = 192, /* most rows of 64 floats in first-level cache */
-    GDNI_AHEAD = 4,      /* tokens between the prefetch of a row and its use */
-    GDNI_ALIGNMENT = 64  /* bytes in a cache line, and of the scratch */
+    GDNI_AHEAD = 4,         /* tokens between the prefetch of a row and its use */
+    GDNI_ALIGNMENT = 64     /* bytes in a cache line, and of the scratch */
 };
 
 static ptrdiff_t gdni_min(ptrdiff_t x, ptrdiff_t y) { return x < y ? x : y; }
@@ -584,7 +584,7 @@ static float gdni_from_f16(uint16_t h) {
 static uint16_t gdni_to_f16(float x) {
     const uint32_t bits = gdni_bits_of(x), sign = bits >> 16 & 0x8000u, a = bits & 0x7fffffffu;
     if (a > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | (a >> 13 & 0x1ffu)); /* NaN */
-    if (a >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u);                    /* 65520 and more: infinity */
+    if (a >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u);                     /* 65520 and more: infinity */
     if (a < 0x38800000u) /* subnormal: the addition rounds at 2^-24 */
         return (uint16_t)(sign | (gdni_bits_of(gdni_float_of(a) + 0.5f) - 0x3f000000u));
     return (uint16_t)(sign | ((a + 0xfffu + (a >> 13 & 1u) - 0x38000000u) >> 13));
@@ -628,9 +628,12 @@ static void gdni_put_f64(void *data, gdn_dtype dtype, ptrdiff_t i, double x) {
     const float single = dtype == GDN_F32 ? (float)x : gdni_round_to_odd(x);
     const uint16_t half = dtype == GDN_BF16 ? gdni_to_bf16(single) : gdni_to_f16(single);
     char *at = (char *)data + i * gdni_dtype_size(dtype);
-    if (dtype == GDN_F64) memcpy(at, &x, 8);
-    else if (dtype == GDN_F32) memcpy(at, &single, 4);
-    else memcpy(at, &half, 2);
+    if (dtype == GDN_F64)
+        memcpy(at, &x, 8);
+    else if (dtype == GDN_F32)
+        memcpy(at, &single, 4);
+    else
+        memcpy(at, &half, 2);
 }
 
 static int64_t gdni_get_index(const gdn_indices *x, ptrdiff_t row, ptrdiff_t column) {
@@ -730,9 +733,12 @@ static gdni_sequence gdni_get_sequence(const gdn_params *r, ptrdiff_t n) {
         ptrdiff_t step = 0;
         if (r->num_accepted_tokens.data != NULL && s.length > 0)
             step = (ptrdiff_t)gdni_get_index(&r->num_accepted_tokens, n, 0) - 1;
-        if (r->ssm_state_indices.data != NULL) s.read = gdni_get_index(&r->ssm_state_indices, n, step);
-        else if (r->initial_state_indices.data != NULL) s.read = gdni_get_index(&r->initial_state_indices, n, 0);
-        else s.read = n;
+        if (r->ssm_state_indices.data != NULL)
+            s.read = gdni_get_index(&r->ssm_state_indices, n, step);
+        else if (r->initial_state_indices.data != NULL)
+            s.read = gdni_get_index(&r->initial_state_indices, n, 0);
+        else
+            s.read = n;
         s.read = gdni_slot(r, s.read);
         s.padding = s.read < 0;
         if (gdni_writes_pool(r) && !s.padding && r->ssm_state_indices.data == NULL)
@@ -851,7 +857,8 @@ static void gdni_list_arrays(const gdn_params *r, gdni_array *x) {
 }
 
 static gdn_status gdni_check_sizes(const gdn_params *p, gdn_error *error) {
-    if (p->batch_size < 1 || (gdni_varlen(p) && p->batch_size != 1)) return gdni_fail(error, GDN_ERROR_SIZE, "batch_size");
+    if (p->batch_size < 1 || (gdni_varlen(p) && p->batch_size != 1))
+        return gdni_fail(error, GDN_ERROR_SIZE, "batch_size");
     if (p->seq_len < 0) return gdni_fail(error, GDN_ERROR_SIZE, "seq_len");
     if (gdni_varlen(p) ? p->num_seqs < 1 : p->num_seqs != 0 && p->num_seqs != p->batch_size)
         return gdni_fail(error, GDN_ERROR_SIZE, "num_seqs");
@@ -877,7 +884,8 @@ static gdn_status gdni_check_options(const gdn_params *r, gdn_error *error) {
     const struct {
         const char *name;
         int value, first, last;
-    } enums[] = {{"state_layout", (int)r->state_layout, states ? (int)GDN_STATE_KV : (int)GDN_STATE_LAYOUT_NOT_SET, GDN_STATE_VK},
+    } enums[] = {{"state_layout", (int)r->state_layout, states ? (int)GDN_STATE_KV : (int)GDN_STATE_LAYOUT_NOT_SET,
+                  GDN_STATE_VK},
                  {"padding", (int)r->padding, 0, GDN_PADDING_LEAVE},
                  {"l2norm_form", (int)r->l2norm_form, 0, GDN_L2NORM_NORM_PLUS_EPS},
                  {"gate_input", (int)r->gate_input, 0, GDN_GATE_DECAY},
@@ -894,8 +902,7 @@ static gdn_status gdni_check_options(const gdn_params *r, gdn_error *error) {
     if (!(r->l2norm_eps > 0 && r->l2norm_eps <= DBL_MAX)) return gdni_fail(error, GDN_ERROR_VALUE, "l2norm_eps");
     if (!(r->softplus_beta > 0 && r->softplus_beta <= DBL_MAX))
         return gdni_fail(error, GDN_ERROR_VALUE, "softplus_beta");
-    if (r->softplus_threshold != r->softplus_threshold)
-        return gdni_fail(error, GDN_ERROR_VALUE, "softplus_threshold");
+    if (r->softplus_threshold != r->softplus_threshold) return gdni_fail(error, GDN_ERROR_VALUE, "softplus_threshold");
     if (r->has_lower_bound && !(r->lower_bound <= 0 && r->lower_bound >= -DBL_MAX))
         return gdni_fail(error, GDN_ERROR_VALUE, "lower_bound");
 
@@ -1006,7 +1013,8 @@ static gdn_status gdni_check_steps(const gdn_params *r, gdn_error *error) {
         gdni_sequence s;
         if (r->num_accepted_tokens.data != NULL) {
             const int64_t accepted = gdni_get_index(&r->num_accepted_tokens, n, 0);
-            const bool empty = gdni_varlen(r) && gdni_get_index(&r->cu_seqlens, n, 0) == gdni_get_index(&r->cu_seqlens, n + 1, 0);
+            const bool empty =
+                gdni_varlen(r) && gdni_get_index(&r->cu_seqlens, n, 0) == gdni_get_index(&r->cu_seqlens, n + 1, 0);
             if (!empty && (accepted < 1 || accepted > slots->num_columns))
                 return gdni_fail_at(error, GDN_ERROR_INDEX, "num_accepted_tokens", n, -1);
         }
@@ -1017,8 +1025,7 @@ static gdn_status gdni_check_steps(const gdn_params *r, gdn_error *error) {
         if (s.length > r->intermediate_states_buffer.num_steps)
             return gdni_fail_at(error, GDN_ERROR_SIZE, "intermediate_states_buffer", n, -1);
         if (parents->data == NULL) continue;
-        if (s.length > parents->num_columns)
-            return gdni_fail_at(error, GDN_ERROR_SIZE, "retrieve_parent_token", n, -1);
+        if (s.length > parents->num_columns) return gdni_fail_at(error, GDN_ERROR_SIZE, "retrieve_parent_token", n, -1);
         for (ptrdiff_t t = 1; t < s.length; t++) {
             const int64_t parent = gdni_get_index(parents, n, t);
             if (parent < 0 || parent >= t)
@@ -1049,15 +1056,17 @@ static gdn_status gdni_conflict(const gdn_params *r, bool cache, bool n_reads, p
     const ptrdiff_t columns = r->ssm_state_indices.num_columns;
     const ptrdiff_t n_place = steps ? n * columns + n_step : n, m_place = steps ? m * columns + m_step : m;
     const bool later_reads = n_reads && n > m;
-    const char *name = cache   ? "intermediate_state_indices"
-                       : steps ? "ssm_state_indices"
+    const char *name = cache                                                  ? "intermediate_state_indices"
+                       : steps                                                ? "ssm_state_indices"
                        : !later_reads && r->output_state_indices.data != NULL ? "output_state_indices"
-                       : r->initial_state_indices.data != NULL ? "initial_state_indices" : "initial_state_source";
+                       : r->initial_state_indices.data != NULL                ? "initial_state_indices"
+                                                                              : "initial_state_source";
     return gdni_fail_at(error, GDN_ERROR_CONFLICT, name, n > m ? n_place : m_place, n > m ? m_place : n_place);
 }
 
 /* No two sequences write one slot, and none reads what another writes. Written slots are marked in a table of bits:
- * a small pool has a bit for each slot, a large one hashes its slots, a few at a time, and looks again where two meet. */
+ * a small pool has a bit for each slot, a large one hashes its slots, a few at a time, and looks again where two meet.
+ */
 static gdn_status gdni_check_conflicts(const gdn_params *r, bool cache, gdn_error *error) {
     enum { BITS = 65536, AT_A_TIME = 512 };
     const bool steps = !cache && r->ssm_state_indices.data != NULL;
@@ -1102,7 +1111,8 @@ static gdn_status gdni_check_sequences(const gdn_params *r, gdn_error *error) {
     const ptrdiff_t n = r->num_seqs, slots = r->initial_state_source.num_states;
     const ptrdiff_t rows = r->intermediate_states_buffer.num_rows;
     gdn_status status = gdni_check_cu_seqlens(r, error);
-    if (status == GDN_OK) status = gdni_check_range(r, &r->initial_state_indices, "initial_state_indices", slots, error);
+    if (status == GDN_OK)
+        status = gdni_check_range(r, &r->initial_state_indices, "initial_state_indices", slots, error);
     if (status == GDN_OK) status = gdni_check_range(r, &r->output_state_indices, "output_state_indices", slots, error);
     if (status == GDN_OK) status = gdni_check_range(r, &r->ssm_state_indices, "ssm_state_indices", slots, error);
     if (status == GDN_OK)
@@ -1171,7 +1181,8 @@ static gdni_matrix gdni_pool_matrix(const gdn_params *r, int64_t slot, ptrdiff_t
     const gdn_state_pool *x = &r->initial_state_source;
     gdni_matrix m = {NULL, x->dtype};
     if (slot >= 0)
-        m.data = (char *)x->data + ((ptrdiff_t)slot * x->slot_stride + head * x->head_stride) * gdni_dtype_size(x->dtype);
+        m.data =
+            (char *)x->data + ((ptrdiff_t)slot * x->slot_stride + head * x->head_stride) * gdni_dtype_size(x->dtype);
     return m;
 }
 
@@ -1179,8 +1190,9 @@ static gdni_matrix gdni_cache_matrix(const gdn_params *r, int64_t row, int64_t s
     const gdn_state_cache *x = &r->intermediate_states_buffer;
     gdni_matrix m = {NULL, x->dtype};
     if (row >= 0 && step >= 0)
-        m.data = (char *)x->data + ((ptrdiff_t)row * x->row_stride + (ptrdiff_t)step * x->step_stride +
-                                    head * x->head_stride) * gdni_dtype_size(x->dtype);
+        m.data = (char *)x->data +
+                 ((ptrdiff_t)row * x->row_stride + (ptrdiff_t)step * x->step_stride + head * x->head_stride) *
+                     gdni_dtype_size(x->dtype);
     return m;
 }
 
@@ -1189,17 +1201,20 @@ static gdni_matrix gdni_cache_matrix(const gdn_params *r, int64_t row, int64_t s
 static double gdni_reference_sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
 static double gdni_reference_softplus(double x) { return x > 0 ? x + log1p(exp(-x)) : log1p(exp(x)); }
 
-static double gdni_reference_decay(const gdn_params *r, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t hv, ptrdiff_t i) {
+static double gdni_reference_decay(const gdn_params *r, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t hv,
+                                   ptrdiff_t i) {
     const double a = gdni_get_f64(gdni_row(&r->a, s, t, hv), r->a.dtype, i);
     double x, A, g;
     if (r->gate_input == GDN_GATE_DECAY) return a;
     if (r->gate_input == GDN_GATE_LOG) return exp(a);
     x = a + gdni_get_f64(r->dt_bias.data, r->dt_bias.dtype, hv * r->dt_bias.head_stride + i);
     A = exp(gdni_get_f64(r->A_log.data, r->A_log.dtype, hv * r->A_log.head_stride));
-    if (r->has_lower_bound) g = r->lower_bound * gdni_reference_sigmoid(A * x);
+    if (r->has_lower_bound)
+        g = r->lower_bound * gdni_reference_sigmoid(A * x);
     else if (r->softplus_beta * x <= r->softplus_threshold)
         g = -A * gdni_reference_softplus(r->softplus_beta * x) / r->softplus_beta;
-    else g = -A * x;
+    else
+        g = -A * x;
     return exp(g);
 }
 
@@ -1220,23 +1235,34 @@ static void gdni_reference_row(const gdn_params *r, const gdn_tensor *x, const g
         sum += y[i] * y[i];
     }
     if (r->use_qk_l2norm_in_kernel) switch (r->l2norm_form) {
-        case GDN_L2NORM_SUM_PLUS_EPS: norm = sqrt(sum + r->l2norm_eps); break;
-        case GDN_L2NORM_MEAN_PLUS_EPS: norm = sqrt(sum + (double)r->head_k_dim * r->l2norm_eps); break;
-        case GDN_L2NORM_MAX_NORM_EPS: norm = sqrt(sum) > r->l2norm_eps ? sqrt(sum) : r->l2norm_eps; break;
-        case GDN_L2NORM_NORM_PLUS_EPS: norm = sqrt(sum) + r->l2norm_eps; break;
+        case GDN_L2NORM_SUM_PLUS_EPS:
+            norm = sqrt(sum + r->l2norm_eps);
+            break;
+        case GDN_L2NORM_MEAN_PLUS_EPS:
+            norm = sqrt(sum + (double)r->head_k_dim * r->l2norm_eps);
+            break;
+        case GDN_L2NORM_MAX_NORM_EPS:
+            norm = sqrt(sum) > r->l2norm_eps ? sqrt(sum) : r->l2norm_eps;
+            break;
+        case GDN_L2NORM_NORM_PLUS_EPS:
+            norm = sqrt(sum) + r->l2norm_eps;
+            break;
         }
     for (ptrdiff_t i = 0; i < r->head_k_dim; i++) y[i] = y[i] / norm * scale;
 }
 
 /* S [K][GDNI_SLICE] holds columns c0 to c1; `store` writes them to m, else reads. */
-static void gdni_reference_state(const gdn_params *r, gdni_matrix m, ptrdiff_t c0, ptrdiff_t c1, bool store, double *S) {
+static void gdni_reference_state(const gdn_params *r, gdni_matrix m, ptrdiff_t c0, ptrdiff_t c1, bool store,
+                                 double *S) {
     const ptrdiff_t K = r->head_k_dim, V = r->head_v_dim;
     for (ptrdiff_t i = 0; i < K; i++)
         for (ptrdiff_t c = c0; c < c1; c++) {
             const ptrdiff_t at = r->state_layout == GDN_STATE_KV ? i * V + c : c * K + i;
             double *x = &S[i * GDNI_SLICE + c - c0];
-            if (!store) *x = m.data == NULL ? 0.0 : gdni_get_f64(m.data, m.dtype, at);
-            else if (m.data != NULL) gdni_put_f64(m.data, m.dtype, at, *x);
+            if (!store)
+                *x = m.data == NULL ? 0.0 : gdni_get_f64(m.data, m.dtype, at);
+            else if (m.data != NULL)
+                gdni_put_f64(m.data, m.dtype, at, *x);
         }
 }
 
@@ -1312,10 +1338,14 @@ typedef struct gdni_segment {
 static double gdni_norm_factor(const gdn_params *r, float sum) {
     const double norm = sqrt((double)sum), eps = r->l2norm_eps;
     switch (r->l2norm_form) {
-    case GDN_L2NORM_MEAN_PLUS_EPS: return 1.0 / sqrt((double)sum + (double)r->head_k_dim * eps);
-    case GDN_L2NORM_MAX_NORM_EPS: return 1.0 / (norm < eps ? eps : norm);
-    case GDN_L2NORM_NORM_PLUS_EPS: return 1.0 / (norm + eps);
-    case GDN_L2NORM_SUM_PLUS_EPS: break;
+    case GDN_L2NORM_MEAN_PLUS_EPS:
+        return 1.0 / sqrt((double)sum + (double)r->head_k_dim * eps);
+    case GDN_L2NORM_MAX_NORM_EPS:
+        return 1.0 / (norm < eps ? eps : norm);
+    case GDN_L2NORM_NORM_PLUS_EPS:
+        return 1.0 / (norm + eps);
+    case GDN_L2NORM_SUM_PLUS_EPS:
+        break;
     }
     return 1.0 / sqrt((double)sum + eps);
 }
@@ -1363,8 +1393,10 @@ static void *gdni_align(void *p) {
 static ptrdiff_t gdni_scratch_bytes(const gdn_params *r) {
     gdni_workspace w;
     ptrdiff_t count;
-    if (r->compute == GDN_COMPUTE_F64) count = gdni_size_mul(2 * (3 + GDNI_SLICE), r->head_k_dim);
-    else count = gdni_layout(r, NULL, &w);
+    if (r->compute == GDN_COMPUTE_F64)
+        count = gdni_size_mul(2 * (3 + GDNI_SLICE), r->head_k_dim);
+    else
+        count = gdni_layout(r, NULL, &w);
     return gdni_size_add(gdni_size_mul(count, 4), GDNI_ALIGNMENT);
 }
 
@@ -1439,8 +1471,10 @@ GDNI_INLINE __m128 gdni_fold_fours(__m128 a, __m128 b, __m128 c, __m128 d) {
 GDNI_INLINE void gdni_store_four(float *p, __m128 x) { _mm_storeu_ps(p, x); }
 #elif GDNI_NEON
 GDNI_INLINE float32x4_t gdni_fold_fours(float32x4_t a, float32x4_t b, float32x4_t c, float32x4_t d) {
-    const float32x4_t x = vaddq_f32(vcombine_f32(vget_low_f32(a), vget_low_f32(b)), vcombine_f32(vget_high_f32(a), vget_high_f32(b)));
-    const float32x4_t y = vaddq_f32(vcombine_f32(vget_low_f32(c), vget_low_f32(d)), vcombine_f32(vget_high_f32(c), vget_high_f32(d)));
+    const float32x4_t x =
+        vaddq_f32(vcombine_f32(vget_low_f32(a), vget_low_f32(b)), vcombine_f32(vget_high_f32(a), vget_high_f32(b)));
+    const float32x4_t y =
+        vaddq_f32(vcombine_f32(vget_low_f32(c), vget_low_f32(d)), vcombine_f32(vget_high_f32(c), vget_high_f32(d)));
     return vaddq_f32(vuzp1q_f32(x, y), vuzp2q_f32(x, y));
 }
 GDNI_INLINE void gdni_store_four(float *p, float32x4_t x) { vst1q_f32(p, x); }
@@ -1507,8 +1541,8 @@ static void gdni_transpose(const float *from, ptrdiff_t from_pitch, ptrdiff_t ro
 #define GDNI_DMAX(x, y) _mm256_max_pd(x, y)
 #define GDNI_FMA(x, y, z) _mm256_fmadd_ps(x, y, z)
 #define GDNI_FOLD_TO_4(p) gdni_halves_avx2(_mm256_add_ps((p)[0], (p)[1]))
-#define GDNI_TO_WORDS(h) (gdni_word)_mm256_cvtepu16_epi32((__m128i)(h))
-#define GDNI_TO_HALVES(w) (gdni_half)gdni_pack_avx2((__m256i)(w))
+#define GDNI_TO_WORDS(h) (gdni_word) _mm256_cvtepu16_epi32((__m128i)(h))
+#define GDNI_TO_HALVES(w) (gdni_half) gdni_pack_avx2((__m256i)(w))
 #define GDNI_F16_TO_F32(h) _mm256_cvtph_ps((__m128i)(h))
 #define GDNI_F32_TO_F16(x) _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)
 #define GDNI_VK_ROWS 2
@@ -1540,13 +1574,14 @@ GDNI_INLINE __m128 gdni_halves_avx2(__m256 x) {
 #define GDNI_DMAX(x, y) _mm512_maskz_max_pd(255, x, y)
 #define GDNI_FMA(x, y, z) _mm512_fmadd_ps(x, y, z)
 #define GDNI_FOLD_TO_4(p) gdni_quarters_avx512((p)[0])
-#define GDNI_TO_WORDS(h) (gdni_word)_mm512_maskz_cvtepu16_epi32(65535, (__m256i)(h))
-#define GDNI_TO_HALVES(w) (gdni_half)_mm512_maskz_cvtepi32_epi16(65535, (__m512i)(w))
+#define GDNI_TO_WORDS(h) (gdni_word) _mm512_maskz_cvtepu16_epi32(65535, (__m256i)(h))
+#define GDNI_TO_HALVES(w) (gdni_half) _mm512_maskz_cvtepi32_epi16(65535, (__m512i)(w))
 #define GDNI_F16_TO_F32(h) _mm512_maskz_cvtph_ps(65535, (__m256i)(h))
 #define GDNI_F32_TO_F16(x) _mm512_maskz_cvtps_ph(65535, x, _MM_FROUND_TO_NEAREST_INT)
 #define GDNI_VK_ROWS 4
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))),              \
+                             apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
@@ -1829,10 +1864,18 @@ GDNI_INLINE gdni_vec gdni_load(const float *p) {
 GDNI_INLINE void gdni_store(float *p, gdni_vec x) { memcpy(p, &x, sizeof x); }
 GDNI_INLINE gdni_vec gdni_set1(float x) { return GDNI_SET1(x); }
 GDNI_INLINE gdni_vec gdni_fma(gdni_vec x, gdni_vec y, gdni_vec z) { return GDNI_FMA(x, y, z); }
-GDNI_INLINE gdni_vec gdni_mul(gdni_vec x, gdni_vec y) { GDNI_EXACT return x * y; }
-GDNI_INLINE gdni_vec gdni_add(gdni_vec x, gdni_vec y) { GDNI_EXACT return x + y; }
-GDNI_INLINE gdni_vec gdni_sub(gdni_vec x, gdni_vec y) { GDNI_EXACT return x - y; }
-
+GDNI_INLINE gdni_vec gdni_mul(gdni_vec x, gdni_vec y) {
+    GDNI_EXACT
+    return x * y;
+}
+GDNI_INLINE gdni_vec gdni_add(gdni_vec x, gdni_vec y) {
+    GDNI_EXACT
+    return x + y;
+}
+GDNI_INLINE gdni_vec gdni_sub(gdni_vec x, gdni_vec y) {
+    GDNI_EXACT
+    return x - y;
+}
 
 /* As many floats as a vector holds doubles, to double and back. */
 GDNI_INLINE gdni_dvec gdni_load_double(const float *p) {
@@ -1868,13 +1911,26 @@ GDNI_INLINE gdni_vec gdni_select(gdni_word where, gdni_vec x, gdni_vec y) {
 }
 
 /* ---- exp, softplus and sigmoid, in double: the results, rounded to float once, are within 0.61 units in the last
- * place over every float. No fused multiply-adds: not every machine has them in double. Polynomials: Remez fits. ---- */
+ * place over every float. No fused multiply-adds: not every machine has them in double. Polynomials: Remez fits. ----
+ */
 
 GDNI_INLINE gdni_dvec gdni_dset1(double x) { return GDNI_DSET1(x); }
-GDNI_INLINE gdni_dvec gdni_dmul(gdni_dvec x, gdni_dvec y) { GDNI_EXACT return x * y; }
-GDNI_INLINE gdni_dvec gdni_dadd(gdni_dvec x, gdni_dvec y) { GDNI_EXACT return x + y; }
-GDNI_INLINE gdni_dvec gdni_dsub(gdni_dvec x, gdni_dvec y) { GDNI_EXACT return x - y; }
-GDNI_INLINE gdni_dvec gdni_ddiv(gdni_dvec x, gdni_dvec y) { GDNI_EXACT return x / y; }
+GDNI_INLINE gdni_dvec gdni_dmul(gdni_dvec x, gdni_dvec y) {
+    GDNI_EXACT
+    return x * y;
+}
+GDNI_INLINE gdni_dvec gdni_dadd(gdni_dvec x, gdni_dvec y) {
+    GDNI_EXACT
+    return x + y;
+}
+GDNI_INLINE gdni_dvec gdni_dsub(gdni_dvec x, gdni_dvec y) {
+    GDNI_EXACT
+    return x - y;
+}
+GDNI_INLINE gdni_dvec gdni_ddiv(gdni_dvec x, gdni_dvec y) {
+    GDNI_EXACT
+    return x / y;
+}
 
 /* Where `where` is all ones x, else y. */
 GDNI_INLINE gdni_dvec gdni_dselect(gdni_dword where, gdni_dvec x, gdni_dvec y) {
@@ -1916,8 +1972,8 @@ GDNI_INLINE gdni_dvec gdni_exp(gdni_dvec x) {
 
 /* log(1 + exp(x)) = max(x, 0) + log1p(u), u = exp(-|x|). */
 GDNI_INLINE gdni_dvec gdni_softplus(gdni_dvec x) {
-    static const double c[] = {0.9999999952873115,  -0.49999902420063846, 0.33329962347703024, -0.24954133016942198,
-                               0.1967593625360775,  -0.15305584513080975, 0.10603642016551354, -0.05695941325358193,
+    static const double c[] = {0.9999999952873115,   -0.49999902420063846,  0.33329962347703024, -0.24954133016942198,
+                               0.1967593625360775,   -0.15305584513080975,  0.10603642016551354, -0.05695941325358193,
                                0.019851400494396657, -0.0032440119125188237};
     const gdni_dvec zero = gdni_dset1(0.0), u = gdni_exp(GDNI_DMIN(gdni_dsub(zero, x), x));
     const gdni_dvec u2 = gdni_dmul(u, u), u4 = gdni_dmul(u2, u2);
@@ -1984,8 +2040,7 @@ GDNI_INLINE void gdni_store_vec(char *data, gdn_dtype dtype, gdni_vec x) {
 #if GDNI_LANES == 1
         const uint16_t h = (uint16_t)gdni_narrow(x, dtype);
 #elif defined(GDNI_F32_TO_F16)
-        const gdni_half h = dtype == GDN_F16 ? (gdni_half)GDNI_F32_TO_F16(x)
-                                             : GDNI_TO_HALVES(gdni_narrow(x, dtype));
+        const gdni_half h = dtype == GDN_F16 ? (gdni_half)GDNI_F32_TO_F16(x) : GDNI_TO_HALVES(gdni_narrow(x, dtype));
 #else
         const gdni_half h = GDNI_TO_HALVES(gdni_narrow(x, dtype));
 #endif
@@ -1998,7 +2053,8 @@ static void gdni_load_row(const void *row, gdn_dtype dtype, ptrdiff_t count, ptr
     const char *from = (const char *)row;
     const ptrdiff_t size = gdni_dtype_size(dtype);
     ptrdiff_t i = 0;
-    if (dtype == GDN_F32) memcpy(to, from, (size_t)count * 4), i = count;
+    if (dtype == GDN_F32)
+        memcpy(to, from, (size_t)count * 4), i = count;
     else if (dtype == GDN_BF16)
         for (; i + GDNI_LANES <= count; i += GDNI_LANES) gdni_store(to + i, gdni_load_vec(from + i * 2, GDN_BF16));
     else
@@ -2009,7 +2065,8 @@ static void gdni_load_row(const void *row, gdn_dtype dtype, ptrdiff_t count, ptr
 static void gdni_store_row(void *row, gdn_dtype dtype, ptrdiff_t count, const float *from) {
     char *to = (char *)row;
     ptrdiff_t i = 0;
-    if (dtype == GDN_F32) memcpy(to, from, (size_t)count * 4), i = count;
+    if (dtype == GDN_F32)
+        memcpy(to, from, (size_t)count * 4), i = count;
     else if (dtype == GDN_BF16)
         for (; i + GDNI_LANES <= count; i += GDNI_LANES) gdni_store_vec(to + i * 2, GDN_BF16, gdni_load(from + i));
     else
@@ -2027,8 +2084,8 @@ enum { GDNI_NAME(parts) = GDNI_LANES16 / GDNI_LANES };
 /* Four times sixteen partial sums to four sums: l + (l+8), l + (l+4), l + (l+2), l + (l+1). */
 GDNI_INLINE void gdni_fold4(gdni_vec (*x)[GDNI_NAME(parts)], float *sums) {
 #ifdef GDNI_FOLD_TO_4
-    gdni_store_four(sums, gdni_fold_fours(GDNI_FOLD_TO_4(x[0]), GDNI_FOLD_TO_4(x[1]), GDNI_FOLD_TO_4(x[2]),
-                                          GDNI_FOLD_TO_4(x[3])));
+    gdni_store_four(
+        sums, gdni_fold_fours(GDNI_FOLD_TO_4(x[0]), GDNI_FOLD_TO_4(x[1]), GDNI_FOLD_TO_4(x[2]), GDNI_FOLD_TO_4(x[3])));
 #else
     for (int i = 0; i < 4; i++) {
         float y[GDNI_LANES16];
@@ -2082,7 +2139,8 @@ static void gdni_prepare_qk(const gdn_params *r, const gdni_sequence *s, ptrdiff
             gdni_sum16(q, k, w->kp, sums);
             gdni_scale_row(q, r->scale * gdni_norm_factor(r, sums[0]), w->kp);
             gdni_scale_row(k, gdni_norm_factor(r, sums[1]), w->kp);
-        } else gdni_scale_row(q, r->scale, w->kp);
+        } else
+            gdni_scale_row(q, r->scale, w->kp);
         gdni_sum16(q, k, w->kp, sums);
         w->qk[t] = sums[2];
     }
@@ -2091,7 +2149,8 @@ static void gdni_prepare_qk(const gdn_params *r, const gdni_sequence *s, ptrdiff
 /* ---- Once per token and value head: decay and beta ---- */
 
 /* In place, for `count` values of the gate's input x = a; bias is one value, or (KDA) one for each. */
-static void gdni_decays(const gdn_params *r, ptrdiff_t hv, const float *bias, bool many_biases, ptrdiff_t count, float *x) {
+static void gdni_decays(const gdn_params *r, ptrdiff_t hv, const float *bias, bool many_biases, ptrdiff_t count,
+                        float *x) {
     const gdni_dvec beta = gdni_dset1(r->softplus_beta), inverse = gdni_dset1(-1.0 / r->softplus_beta);
     gdni_dvec A = gdni_dset1(0.0);
     if (r->gate_input == GDN_GATE_DECAY) return;
@@ -2179,7 +2238,8 @@ GDNI_INLINE void gdni_sweep_block(const gdni_sweep_args *x, float *tile, ptrdiff
         for (int j = 0; j < nv; j++) A[j] = B[j] = gdni_set1(0.0f);
         for (ptrdiff_t i = order[group]; i < rows; i += groups) {
             float *row = tile + i * nv * GDNI_LANES;
-            const gdni_vec k_i = gdni_set1(update ? k[i] : 0.0f), decay_i = gdni_set1(update ? decay[i * decay_stride] : 0.0f);
+            const gdni_vec k_i = gdni_set1(update ? k[i] : 0.0f),
+                           decay_i = gdni_set1(update ? decay[i * decay_stride] : 0.0f);
             const gdni_vec kn_i = gdni_set1(sums ? kn[i] : 0.0f), qn_i = gdni_set1(sums ? qn[i] : 0.0f);
             GDNI_UNROLL
             for (int j = 0; j < nv; j++) {
@@ -2220,23 +2280,33 @@ GDNI_INLINE void gdni_sweep_block(const gdni_sweep_args *x, float *tile, ptrdiff
 /* A tile is one block of columns, at most four vectors wide. */
 GDNI_INLINE void gdni_sweep_tile(const gdni_sweep_args *x, float *tile, ptrdiff_t rows, ptrdiff_t columns,
                                  const bool update, const bool sums, const bool sixteen) {
-    if (columns > 3 * GDNI_LANES) gdni_sweep_block(x, tile, rows, 4, update, sums, sixteen);
-    else if (columns > 2 * GDNI_LANES) gdni_sweep_block(x, tile, rows, 3, update, sums, sixteen);
-    else if (columns > GDNI_LANES) gdni_sweep_block(x, tile, rows, 2, update, sums, sixteen);
-    else gdni_sweep_block(x, tile, rows, 1, update, sums, sixteen);
+    if (columns > 3 * GDNI_LANES)
+        gdni_sweep_block(x, tile, rows, 4, update, sums, sixteen);
+    else if (columns > 2 * GDNI_LANES)
+        gdni_sweep_block(x, tile, rows, 3, update, sums, sixteen);
+    else if (columns > GDNI_LANES)
+        gdni_sweep_block(x, tile, rows, 2, update, sums, sixteen);
+    else
+        gdni_sweep_block(x, tile, rows, 1, update, sums, sixteen);
 }
 
 static void gdni_sweep(const gdni_sweep_args *x, float *tile, ptrdiff_t rows, ptrdiff_t columns, bool sixteen,
                        bool update, bool sums) {
-    if (!sums) gdni_sweep_tile(x, tile, rows, columns, true, false, false);
-    else if (sixteen && update) gdni_sweep_tile(x, tile, rows, columns, true, true, true);
-    else if (sixteen) gdni_sweep_tile(x, tile, rows, columns, false, true, true);
-    else if (update) gdni_sweep_tile(x, tile, rows, columns, true, true, false);
-    else gdni_sweep_tile(x, tile, rows, columns, false, true, false);
+    if (!sums)
+        gdni_sweep_tile(x, tile, rows, columns, true, false, false);
+    else if (sixteen && update)
+        gdni_sweep_tile(x, tile, rows, columns, true, true, true);
+    else if (sixteen)
+        gdni_sweep_tile(x, tile, rows, columns, false, true, true);
+    else if (update)
+        gdni_sweep_tile(x, tile, rows, columns, true, true, false);
+    else
+        gdni_sweep_tile(x, tile, rows, columns, false, true, false);
 }
 
 /* Copies the columns of a segment from a state matrix (NULL: zeros) into its tile, or (store) back. */
-static void gdni_move_tile(const gdn_params *r, gdni_matrix m, const gdni_segment *x, bool store, const gdni_workspace *w) {
+static void gdni_move_tile(const gdn_params *r, gdni_matrix m, const gdni_segment *x, bool store,
+                           const gdni_workspace *w) {
     const ptrdiff_t K = r->head_k_dim, size = gdni_dtype_size(m.dtype);
     const ptrdiff_t count = x->c1 - x->c0, width = gdni_round_up(count, GDNI_LANES);
     if (m.data == NULL) {
@@ -2246,8 +2316,10 @@ static void gdni_move_tile(const gdn_params *r, gdni_matrix m, const gdni_segmen
     if (r->state_layout == GDN_STATE_KV) {
         for (ptrdiff_t i = 0; i < K; i++) {
             char *row = m.data + (i * r->head_v_dim + x->c0) * size;
-            if (store) gdni_store_row(row, m.dtype, count, x->tile + i * width);
-            else gdni_load_row(row, m.dtype, count, width, x->tile + i * width);
+            if (store)
+                gdni_store_row(row, m.dtype, count, x->tile + i * width);
+            else
+                gdni_load_row(row, m.dtype, count, width, x->tile + i * width);
         }
         return;
     }
@@ -2256,9 +2328,12 @@ static void gdni_move_tile(const gdn_params *r, gdni_matrix m, const gdni_segmen
         if (store) gdni_transpose(x->tile + j, width, K, rows, w->rows, w->kp);
         for (ptrdiff_t i = 0; i < rows; i++) {
             float *row = w->rows + i * w->kp;
-            if (j + i >= count && !store) memset(row, 0, (size_t)K * sizeof(float));
-            else if (j + i < count && store) gdni_store_row(m.data + (x->c0 + j + i) * K * size, m.dtype, K, row);
-            else if (j + i < count) gdni_load_row(m.data + (x->c0 + j + i) * K * size, m.dtype, K, K, row);
+            if (j + i >= count && !store)
+                memset(row, 0, (size_t)K * sizeof(float));
+            else if (j + i < count && store)
+                gdni_store_row(m.data + (x->c0 + j + i) * K * size, m.dtype, K, row);
+            else if (j + i < count)
+                gdni_load_row(m.data + (x->c0 + j + i) * K * size, m.dtype, K, K, row);
         }
         if (!store) gdni_transpose(w->rows, w->kp, rows, K, x->tile + j, width);
     }
@@ -2464,20 +2539,28 @@ GDNI_INLINE void gdni_stream_columns(const gdn_params *r, const gdni_sequence *s
                                      const char *next, const gdni_workspace *w) {
     const ptrdiff_t columns = x->c1 - x->c0, K = r->head_k_dim, pitch = r->head_v_dim * gdni_dtype_size(dtype);
     const bool vk = r->state_layout == GDN_STATE_VK;
-    if (vk) gdni_sums_vk(args, from, dtype, next, K, columns);
-    else if (columns > 3 * GDNI_LANES) gdni_sums_kv(args, from, dtype, next, pitch, K, 4);
-    else if (columns > 2 * GDNI_LANES) gdni_sums_kv(args, from, dtype, next, pitch, K, 3);
-    else if (columns > GDNI_LANES) gdni_sums_kv(args, from, dtype, next, pitch, K, 2);
-    else gdni_sums_kv(args, from, dtype, next, pitch, K, 1);
+    if (vk)
+        gdni_sums_vk(args, from, dtype, next, K, columns);
+    else if (columns > 3 * GDNI_LANES)
+        gdni_sums_kv(args, from, dtype, next, pitch, K, 4);
+    else if (columns > 2 * GDNI_LANES)
+        gdni_sums_kv(args, from, dtype, next, pitch, K, 3);
+    else if (columns > GDNI_LANES)
+        gdni_sums_kv(args, from, dtype, next, pitch, K, 2);
+    else
+        gdni_sums_kv(args, from, dtype, next, pitch, K, 1);
     gdni_finish_token(r, s, x, 0, 0, w);
     if (to == NULL) return;
-    if (vk) gdni_update_vk(args, from, dtype, to, next, K, columns);
-    else gdni_update_kv(args, from, dtype, to, next, pitch, K, columns);
+    if (vk)
+        gdni_update_vk(args, from, dtype, to, next, K, columns);
+    else
+        gdni_update_kv(args, from, dtype, to, next, pitch, K, columns);
 }
 
 /* Whether a sequence can be streamed: one token, nothing but the pool to write, rows of whole vectors. */
 static bool gdni_streams(const gdn_params *r, const gdni_sequence *s) {
-    const bool whole = r->state_layout == GDN_STATE_VK ? r->head_k_dim % GDNI_LANES16 == 0 : r->head_v_dim % GDNI_LANES == 0;
+    const bool whole =
+        r->state_layout == GDN_STATE_VK ? r->head_k_dim % GDNI_LANES16 == 0 : r->head_v_dim % GDNI_LANES == 0;
     return s->length == 1 && s->read >= 0 && s->row < 0 && whole;
 }
 
@@ -2505,11 +2588,16 @@ static void gdni_stream(const gdn_params *r, const gdni_sequence *s, ptrdiff_t n
         x.c1 = gdni_min(c + (vk ? GDNI_SLICE : 4 * GDNI_LANES), segment->c1);
         x.v = segment->v + (c - segment->c0);
         x.o = segment->o + (c - segment->c0);
-        if (x.c1 < segment->c1) ahead = from.data + x.c1 * stride;
-        else ahead = next == NULL ? NULL : next + segment->c0 * stride;
-        if (from.dtype == GDN_F32) gdni_stream_columns(r, s, &x, &args, GDN_F32, in, out, ahead, w);
-        else if (from.dtype == GDN_BF16) gdni_stream_columns(r, s, &x, &args, GDN_BF16, in, out, ahead, w);
-        else gdni_stream_columns(r, s, &x, &args, GDN_F16, in, out, ahead, w);
+        if (x.c1 < segment->c1)
+            ahead = from.data + x.c1 * stride;
+        else
+            ahead = next == NULL ? NULL : next + segment->c0 * stride;
+        if (from.dtype == GDN_F32)
+            gdni_stream_columns(r, s, &x, &args, GDN_F32, in, out, ahead, w);
+        else if (from.dtype == GDN_BF16)
+            gdni_stream_columns(r, s, &x, &args, GDN_BF16, in, out, ahead, w);
+        else
+            gdni_stream_columns(r, s, &x, &args, GDN_F16, in, out, ahead, w);
     }
 }
 

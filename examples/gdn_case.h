@@ -68,9 +68,7 @@ static inline bool gdn_fail_at(gdn_message *message, const char *place) {
 
 /* ==== numbers ====================================================================================== */
 
-static inline size_t gdn_dtype_size(gdn_dtype dtype) {
-    return dtype == GDN_F64 ? 8 : dtype == GDN_F32 ? 4 : 2;
-}
+static inline size_t gdn_dtype_size(gdn_dtype dtype) { return dtype == GDN_F64 ? 8 : dtype == GDN_F32 ? 4 : 2; }
 
 static inline const char *gdn_dtype_word(gdn_dtype dtype) {
     return dtype == GDN_F64 ? "f64" : dtype == GDN_F32 ? "f32" : dtype == GDN_F16 ? "f16" : "bf16";
@@ -87,9 +85,7 @@ static inline gdn_dtype gdn_dtype_named(const char *word) {
 static inline int gdn_fraction_bits(gdn_dtype dtype) {
     return dtype == GDN_F64 ? 52 : dtype == GDN_F32 ? 23 : dtype == GDN_F16 ? 10 : 7;
 }
-static inline int gdn_exponent_bits(gdn_dtype dtype) {
-    return dtype == GDN_F64 ? 11 : dtype == GDN_F16 ? 5 : 8;
-}
+static inline int gdn_exponent_bits(gdn_dtype dtype) { return dtype == GDN_F64 ? 11 : dtype == GDN_F16 ? 5 : 8; }
 
 /* The bits of `value` rounded to `dtype`, to nearest, ties to even. Integers throughout, so that neither the host's
  * rounding mode nor its treatment of subnormal numbers matters, and a NaN keeps what fits of its payload. */
@@ -208,9 +204,7 @@ static inline const char *gdn_npy_type_name(gdn_npy_type type) {
     return names[type];
 }
 
-static inline size_t gdn_npy_type_size(gdn_npy_type type) {
-    return (size_t)(gdn_npy_type_name(type)[1] - '0');
-}
+static inline size_t gdn_npy_type_size(gdn_npy_type type) { return (size_t)(gdn_npy_type_name(type)[1] - '0'); }
 
 /* An array in C order; its data are the host's own bytes. */
 typedef struct gdn_npy {
@@ -623,9 +617,7 @@ static inline int gdn_case_word(gdn_case_reader *r, const char *key, const char 
     return 0;
 }
 
-static inline bool gdn_case_flag(gdn_case_reader *r, const char *key) {
-    return gdn_case_word(r, key, "0 1") == 1;
-}
+static inline bool gdn_case_flag(gdn_case_reader *r, const char *key) { return gdn_case_word(r, key, "0 1") == 1; }
 
 static inline void gdn_case_read_options(gdn_case_reader *r) {
     gdn_params *p = &r->c->params;

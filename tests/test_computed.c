@@ -17,9 +17,7 @@ static double *new_doubles(ptrdiff_t count) {
     return x;
 }
 
-static double sigmoid(double x) {
-    return 1 / (1 + exp(-x));
-}
+static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
 
 static double decay_of(const gdn_params *p, double a, double A_log, double dt_bias) {
     if (p->gate_input == GDN_GATE_DECAY) return a;
@@ -292,9 +290,7 @@ static void padding_computes_from_zeros(void **state) {
 /* ---- gates, beta, conversions: element for element ------------------------------------------------ */
 
 /* The distance of float32 numbers around x. */
-static double ulp(double x) {
-    return fmax(ldexp(1, ilogb(fmax(fabs(x), 0x1p-149)) - 23), 0x1p-149);
-}
+static double ulp(double x) { return fmax(ldexp(1, ilogb(fmax(fabs(x), 0x1p-149)) - 23), 0x1p-149); }
 
 /* The arguments of a function worth trying: a fine sweep, the edges of its branches, and numbers around zero. */
 static ptrdiff_t arguments(double *x, ptrdiff_t capacity) {
@@ -399,9 +395,7 @@ static void betas(void **state) {
     }
 }
 
-static bool same_number(double x, double y) {
-    return isnan(x) ? isnan(y) != 0 : x == y;
-}
+static bool same_number(double x, double y) { return isnan(x) ? isnan(y) != 0 : x == y; }
 
 /* All numbers of a 16-bit type through v, the output and the pool. A decay and beta of 1 and a zero state hand v on
  * to both; a beta and k of 0 hand the state on. */

@@ -201,8 +201,8 @@ static void check_accepted(int line, const char *change) {
 #define REFUSED_AT(call, change, status, argument, index, other)                                                       \
     (call(), (void)(change), check_refused(__LINE__, #change, status, argument, index, other))
 #define REFUSED(call, change, status, argument) REFUSED_AT(call, change, status, argument, -1, -1)
-#define VALID(call, change)                     (call(), (void)(change), check_valid(__LINE__, #change))
-#define ACCEPTED(call, change)                  (call(), (void)(change), check_accepted(__LINE__, #change))
+#define VALID(call, change) (call(), (void)(change), check_valid(__LINE__, #change))
+#define ACCEPTED(call, change) (call(), (void)(change), check_accepted(__LINE__, #change))
 
 /* For a row that is accepted as it is. */
 #define UNCHANGED 0

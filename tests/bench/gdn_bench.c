@@ -53,10 +53,10 @@ typedef struct bench_case {
 } bench_case;
 
 #define HEADS(h, hv, k, v) .key_heads = (h), .value_heads = (hv), .k_dim = (k), .v_dim = (v)
-#define QWEN               HEADS(16, 32, 128, 128)
-#define LOAD(n, t)         .seqs = (n), .tokens = (t)
+#define QWEN HEADS(16, 32, 128, 128)
+#define LOAD(n, t) .seqs = (n), .tokens = (t)
 #define STATE(order, type) .layout = GDN_STATE_##order, .state = GDN_##type
-#define INPUTS(type)       .inputs = GDN_##type
+#define INPUTS(type) .inputs = GDN_##type
 
 static const bench_case cases[] = {
     {"prefill_f32", true, {QWEN, LOAD(1, 512), STATE(KV, F32), INPUTS(F32)}},
@@ -131,13 +131,9 @@ static int ascending(const void *x, const void *y) {
     return (a > b) - (a < b);
 }
 
-static void sort(timings *t) {
-    qsort(t->seconds, (size_t)t->count, sizeof t->seconds[0], ascending);
-}
+static void sort(timings *t) { qsort(t->seconds, (size_t)t->count, sizeof t->seconds[0], ascending); }
 
-static double best(const timings *sorted) {
-    return sorted->seconds[0];
-}
+static double best(const timings *sorted) { return sorted->seconds[0]; }
 
 static double median(const timings *sorted) {
     const int middle = sorted->count / 2;
@@ -159,27 +155,19 @@ typedef struct measurement {
 #endif
 } measurement;
 
-static void multiply_and_add(measurement *m) {
-    m->operations = rates_fma(m->threads, m->options->isa);
-}
+static void multiply_and_add(measurement *m) { m->operations = rates_fma(m->threads, m->options->isa); }
 
 static void scale_pool(measurement *m) {
     const gdn_state_pool *pool = &workload_params(m->w)->initial_state_source;
     rates_scale(m->threads, m->options->isa, pool->data, workload_state_bytes(m->w));
 }
 
-static void validate(measurement *m) {
-    gdn_validate(workload_params(m->w), NULL);
-}
+static void validate(measurement *m) { gdn_validate(workload_params(m->w), NULL); }
 
-static void run_workload(measurement *m) {
-    workload_run(m->w);
-}
+static void run_workload(measurement *m) { workload_run(m->w); }
 
 #ifdef GDN_BENCH_GGML
-static void run_peer(measurement *m) {
-    peer_run(m->peer);
-}
+static void run_peer(measurement *m) { peer_run(m->peer); }
 #endif
 
 /* Times calls for so many seconds, at least one. */

@@ -70,21 +70,13 @@ void peer_run(peer *x) {
     if (ggml_graph_compute(x->graph, &x->plan) != GGML_STATUS_SUCCESS) abort();
 }
 
-void peer_wake(peer *x) {
-    ggml_threadpool_resume(x->threads);
-}
+void peer_wake(peer *x) { ggml_threadpool_resume(x->threads); }
 
-void peer_rest(peer *x) {
-    ggml_threadpool_pause(x->threads);
-}
+void peer_rest(peer *x) { ggml_threadpool_pause(x->threads); }
 
-const float *peer_output(const peer *x) {
-    return x->result->data;
-}
+const float *peer_output(const peer *x) { return x->result->data; }
 
-const float *peer_states(const peer *x) {
-    return (const float *)x->result->data + x->output_size;
-}
+const float *peer_states(const peer *x) { return (const float *)x->result->data + x->output_size; }
 
 void peer_free(peer *x) {
     ggml_threadpool_free(x->threads);

@@ -68,9 +68,7 @@ RATES_LOOPS(avx512, __attribute__((target("avx512f"))), __m512, 16, _mm512_loadu
 RATES_LOOPS(plain, , __m128, 4, _mm_loadu_ps, _mm_storeu_ps, _mm_set1_ps, _mm_mul_ps, PLAIN_PAIR, 2)
 #elif RATES_NEON
 /* Two vectors as one, as some of these CPUs have four units. */
-static inline float32x4x2_t neon_set1(float x) {
-    return (float32x4x2_t){{vdupq_n_f32(x), vdupq_n_f32(x)}};
-}
+static inline float32x4x2_t neon_set1(float x) { return (float32x4x2_t){{vdupq_n_f32(x), vdupq_n_f32(x)}}; }
 static inline float32x4x2_t neon_mul(float32x4x2_t x, float32x4x2_t y) {
     return (float32x4x2_t){{vmulq_f32(x.val[0], y.val[0]), vmulq_f32(x.val[1], y.val[1])}};
 }
@@ -80,11 +78,11 @@ static inline float32x4x2_t neon_fma(float32x4x2_t x, float32x4x2_t y, float32x4
 #define NEON_PAIR(p, q) (p = neon_fma(x, y, p), q = neon_fma(x, y, q))
 RATES_LOOPS(plain, , float32x4x2_t, 8, vld1q_f32_x2, vst1q_f32_x2, neon_set1, neon_mul, NEON_PAIR, 4)
 #else
-#define PLAIN_PAIR(p, q)      (p = p * x, q = q + y)
-#define PLAIN_LOAD(p)         (*(p))
+#define PLAIN_PAIR(p, q) (p = p * x, q = q + y)
+#define PLAIN_LOAD(p) (*(p))
 #define PLAIN_STORE(p, value) (*(p) = (value))
-#define PLAIN_SET1(value)     (value)
-#define PLAIN_MUL(p, q)       ((p) * (q))
+#define PLAIN_SET1(value) (value)
+#define PLAIN_MUL(p, q) ((p) * (q))
 RATES_LOOPS(plain, , float, 1, PLAIN_LOAD, PLAIN_STORE, PLAIN_SET1, PLAIN_MUL, PLAIN_PAIR, 2)
 #endif
 

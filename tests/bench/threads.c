@@ -94,17 +94,11 @@ static double read_clock(clockid_t clock) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-double threads_now(void) {
-    return read_clock(CLOCK_MONOTONIC);
-}
+double threads_now(void) { return read_clock(CLOCK_MONOTONIC); }
 
-double threads_clock(const threads *t) {
-    return read_clock(t->count == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC);
-}
+double threads_clock(const threads *t) { return read_clock(t->count == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC); }
 
-int threads_count(const threads *t) {
-    return t->count;
-}
+int threads_count(const threads *t) { return t->count; }
 
 void threads_stop(threads *t) {
     hand_out(t, NULL, NULL);

@@ -334,13 +334,9 @@ bool workload_check(workload *w) {
     return accept("the state", &states, p->initial_state_source.dtype) && outputs_right;
 }
 
-const gdn_params *workload_params(const workload *w) {
-    return &w->p;
-}
+const gdn_params *workload_params(const workload *w) { return &w->p; }
 
-ptrdiff_t workload_longest(const workload *w) {
-    return w->longest;
-}
+ptrdiff_t workload_longest(const workload *w) { return w->longest; }
 
 size_t workload_state_bytes(const workload *w) {
     return (size_t)(w->p.num_seqs * w->p.num_value_heads) * matrix_bytes(w);

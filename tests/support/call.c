@@ -196,9 +196,7 @@ void call_protect(const call *c, bool read_only) {
 
 /* ---- elements ------------------------------------------------------------------------------------ */
 
-bool call_has(const call *c, call_array which) {
-    return c->array[which].data != NULL;
-}
+bool call_has(const call *c, call_array which) { return c->array[which].data != NULL; }
 
 unsigned char *call_at(const call *c, call_array which, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t i2, ptrdiff_t i3) {
     const strided *s = &c->array[which];
@@ -281,14 +279,10 @@ static void fill_list(call *c, call_array which, const call_list *list) {
     for (ptrdiff_t i = 0; i < list->count; i++) call_set(c, which, 0, 0, i / columns, i % columns, list->values[i]);
 }
 
-static double inverse_softplus(double x) {
-    return x + log(-expm1(-x));
-}
+static double inverse_softplus(double x) { return x + log(-expm1(-x)); }
 
 /* dt as flash-linear-attention initialises it: log-uniform in [1e-3, 0.1] with floor 1e-4. */
-static double draw_dt(rng *r) {
-    return fmax(exp(rng_uniform(r, log(1e-3), log(0.1))), 1e-4);
-}
+static double draw_dt(rng *r) { return fmax(exp(rng_uniform(r, log(1e-3), log(0.1))), 1e-4); }
 
 static double draw_gate(rng *r, const gdn_params *p) {
     if (p->gate_input == GDN_GATE_RAW) return rng_normal(r);
@@ -325,9 +319,7 @@ static void draw_array(call *c, call_array which) {
                 for (ptrdiff_t i3 = 0; i3 < n[3]; i3++) call_set(c, which, i0, i1, i2, i3, draw(&r, which, &c->p));
 }
 
-static int or_f32(gdn_dtype dtype) {
-    return (int)(dtype == GDN_DTYPE_NOT_SET ? GDN_F32 : dtype);
-}
+static int or_f32(gdn_dtype dtype) { return (int)(dtype == GDN_DTYPE_NOT_SET ? GDN_F32 : dtype); }
 
 call *call_new(const call_config *config) {
     call shape = {.p = config->p, .tolerance = config->tolerance};
@@ -433,9 +425,7 @@ static bool is_token_array(call_array which) {
            which == CALL_O;
 }
 
-static bool is_sequence_array(call_array which) {
-    return which >= CALL_INITIAL_INDICES && which <= CALL_ACCEPTED;
-}
+static bool is_sequence_array(call_array which) { return which >= CALL_INITIAL_INDICES && which <= CALL_ACCEPTED; }
 
 call *call_take(const call *c, const ptrdiff_t *sequences, ptrdiff_t count, bool varlen) {
     ptrdiff_t tokens = 0;
@@ -489,18 +479,14 @@ static ptrdiff_t slot_or_none(const call *c, ptrdiff_t slot) {
     return slot < 0 || (c->p.has_null_slot && slot == c->p.null_slot) ? -1 : slot;
 }
 
-ptrdiff_t call_num_seqs(const call *c) {
-    return call_has(c, CALL_CU_SEQLENS) ? c->p.num_seqs : c->p.batch_size;
-}
+ptrdiff_t call_num_seqs(const call *c) { return call_has(c, CALL_CU_SEQLENS) ? c->p.num_seqs : c->p.batch_size; }
 
 ptrdiff_t call_length(const call *c, ptrdiff_t n) {
     if (!call_has(c, CALL_CU_SEQLENS)) return c->p.seq_len;
     return index_at(c, CALL_CU_SEQLENS, n + 1, 0) - index_at(c, CALL_CU_SEQLENS, n, 0);
 }
 
-ptrdiff_t call_batch(const call *c, ptrdiff_t n) {
-    return call_has(c, CALL_CU_SEQLENS) ? 0 : n;
-}
+ptrdiff_t call_batch(const call *c, ptrdiff_t n) { return call_has(c, CALL_CU_SEQLENS) ? 0 : n; }
 
 ptrdiff_t call_token(const call *c, ptrdiff_t n, ptrdiff_t t) {
     return call_has(c, CALL_CU_SEQLENS) ? index_at(c, CALL_CU_SEQLENS, n, 0) + t : t;
@@ -520,9 +506,7 @@ ptrdiff_t call_start_slot(const call *c, ptrdiff_t n) {
     return slot_or_none(c, call_has(c, CALL_INITIAL_INDICES) ? index_at(c, CALL_INITIAL_INDICES, n, 0) : n);
 }
 
-bool call_padded(const call *c, ptrdiff_t n) {
-    return call_has(c, CALL_POOL) && call_start_slot(c, n) < 0;
-}
+bool call_padded(const call *c, ptrdiff_t n) { return call_has(c, CALL_POOL) && call_start_slot(c, n) < 0; }
 
 ptrdiff_t call_written_slot(const call *c, ptrdiff_t n, ptrdiff_t t) {
     if (!call_has(c, CALL_POOL) || c->p.disable_state_update || call_padded(c, n)) return -1;

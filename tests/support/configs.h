@@ -12,7 +12,7 @@ call *random_call(ptrdiff_t i);
 
 /* Shorthands for tables of configurations. */
 #define HEADS(h, hv, k, v) .num_key_heads = (h), .num_value_heads = (hv), .head_k_dim = (k), .head_v_dim = (v)
-#define FIXED(b, t)        .batch_size = (b), .seq_len = (t)
+#define FIXED(b, t) .batch_size = (b), .seq_len = (t)
 
 #define POOL(layout, n, d) .state_layout = GDN_STATE_##layout, .initial_state_source = {.num_states = (n), .dtype = (d)}
 

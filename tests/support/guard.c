@@ -12,9 +12,7 @@ static void check(bool ok, const char *what) {
     abort();
 }
 
-static size_t page_size(void) {
-    return (size_t)sysconf(_SC_PAGESIZE);
-}
+static size_t page_size(void) { return (size_t)sysconf(_SC_PAGESIZE); }
 
 guard_block guard_alloc(size_t size, guard_side side) {
     size_t page = page_size(), inside = (size + page - 1) / page * page;

@@ -17,9 +17,7 @@ rng rng_stream(const ptrdiff_t *numbers, ptrdiff_t count) {
     return r;
 }
 
-double rng_uniform(rng *r, double low, double high) {
-    return low + (high - low) * ((double)(next(r) >> 11) * 0x1p-53);
-}
+double rng_uniform(rng *r, double low, double high) { return low + (high - low) * ((double)(next(r) >> 11) * 0x1p-53); }
 
 /* Box and Muller; the cosine alone, so that a draw depends on nothing but the state. */
 double rng_normal(rng *r) {
@@ -27,6 +25,4 @@ double rng_normal(rng *r) {
     return radius * cos(6.283185307179586 * rng_uniform(r, 0, 1));
 }
 
-ptrdiff_t rng_below(rng *r, ptrdiff_t bound) {
-    return (ptrdiff_t)(next(r) % (uint64_t)bound);
-}
+ptrdiff_t rng_below(rng *r, ptrdiff_t bound) { return (ptrdiff_t)(next(r) % (uint64_t)bound); }
