@@ -707,6 +707,11 @@ static gdn_params gdni_resolve(const gdn_params *params) {
     return r;
 }
 
+static gdn_tensor gdni_output_tensor(const gdn_params *r) {
+    const gdn_tensor o = {r->o.data, r->o.dtype, r->o.batch_stride, r->o.token_stride, r->o.head_stride};
+    return o;
+}
+
 /* One sequence: where its tokens are, which slots it uses. */
 typedef struct gdni_sequence {
     ptrdiff_t batch, begin, length;
@@ -826,7 +831,10 @@ static void gdni_list_arrays(const gdn_params *r, gdni_array *x) {
     const bool raw = r->gate_input == GDN_GATE_RAW, any = t > 0;
     const gdn_state_pool *pool = &r->initial_state_source;
     const gdn_state_cache *cache = &r->intermediate_states_buffer;
-    const gdn_tensor o = {r->o.data, r->o.dtype, r->o.batch_stride, r->o.token_stride, r->o.head_stride};
+    /* Scratch that is too small is refused later, as such. */
+    const ptrdiff_t needed = gdni_scratch_bytes(r), bytes = (size_t)needed > r->scratch_size ? 0 : needed;
+    const gdni_array scratch = {"scratch", r->scratch, 1, {1, 1, 1}, {0, 0, 0}, bytes, false, true, 0};
+    const gdn_tensor o = gdni_output_tensor(r);
     const gdn_tensor states = {pool->data, pool->dtype, 0, pool->slot_stride, pool->head_stride};
     const gdn_tensor steps = {cache->data, cache->dtype, cache->row_stride, cache->step_stride, cache->head_stride};
     x[0] = gdni_tensor_array(r, "A_log", &r->A_log, 1, 1, hv, 1, raw && any);
@@ -850,10 +858,7 @@ static void gdni_list_arrays(const gdn_params *r, gdni_array *x) {
     x[14] = gdni_index_array("retrieve_parent_token", &r->retrieve_parent_token, n);
     x[15] = gdni_index_array("ssm_state_indices", &r->ssm_state_indices, n);
     x[16] = gdni_index_array("num_accepted_tokens", &r->num_accepted_tokens, n);
-    x[17] = x[16];
-    x[17].name = "scratch", x[17].data = r->scratch, x[17].element = 1;
-    x[17].size[2] = 1, x[17].width = gdni_scratch_bytes(r), x[17].written = true;
-    if ((size_t)x[17].width > r->scratch_size) x[17].width = 0; /* refused later: too small */
+    x[17] = scratch;
 }
 
 static gdn_status gdni_check_sizes(const gdn_params *p, gdn_error *error) {
@@ -1011,7 +1016,7 @@ static gdn_status gdni_check_steps(const gdn_params *r, gdn_error *error) {
     const gdn_indices *slots = &r->ssm_state_indices, *parents = &r->retrieve_parent_token;
     for (ptrdiff_t n = 0; n < r->num_seqs; n++) {
         gdni_sequence s;
-        if (r->num_accepted_tokens.data != NULL) {
+        if (r->num_accepted_tokens.data != NULL) { /* before gdni_get_sequence follows it */
             const int64_t accepted = gdni_get_index(&r->num_accepted_tokens, n, 0);
             const bool empty =
                 gdni_varlen(r) && gdni_get_index(&r->cu_seqlens, n, 0) == gdni_get_index(&r->cu_seqlens, n + 1, 0);
@@ -1040,11 +1045,15 @@ static int64_t gdni_written(const gdn_params *r, bool cache, const gdni_sequence
     return cache ? (t == s->length - 1 ? s->row : -1) : gdni_step_slot(r, s, n, t);
 }
 
+/* The first step after which a sequence may write: the last one, except with per-step slots. */
+static ptrdiff_t gdni_first_write(const gdn_params *r, bool cache, const gdni_sequence *s) {
+    return s->length == 0 || (!cache && r->ssm_state_indices.data != NULL) ? 0 : s->length - 1;
+}
+
 /* First t at which sequence n writes `slot`, or -1. */
 static ptrdiff_t gdni_find_write(const gdn_params *r, bool cache, ptrdiff_t n, int64_t slot) {
     const gdni_sequence s = gdni_get_sequence(r, n);
-    const ptrdiff_t first = cache || r->ssm_state_indices.data == NULL ? s.length - 1 : 0;
-    for (ptrdiff_t t = first < 0 ? 0 : first; t < s.length; t++)
+    for (ptrdiff_t t = gdni_first_write(r, cache, &s); t < s.length; t++)
         if (gdni_written(r, cache, &s, n, t) == slot) return t;
     return -1;
 }
@@ -1078,7 +1087,7 @@ static gdn_status gdni_check_conflicts(const gdn_params *r, bool cache, gdn_erro
         memset(bits, 0, sizeof bits);
         for (ptrdiff_t n = 0; n < r->num_seqs; n++) {
             const gdni_sequence s = gdni_get_sequence(r, n);
-            for (ptrdiff_t t = steps || s.length == 0 ? 0 : s.length - 1; t < s.length; t++) {
+            for (ptrdiff_t t = gdni_first_write(r, cache, &s); t < s.length; t++) {
                 const int64_t slot = gdni_written(r, cache, &s, n, t);
                 const uint64_t hash = (uint64_t)slot * factor, bit = dense ? hash : hash >> 48;
                 if (slot < 0 || hash % passes != pass) continue;
@@ -1131,15 +1140,16 @@ static gdn_status gdni_check_sequences(const gdn_params *r, gdn_error *error) {
 
 /* ---- [ITEMS] Where a work item lies, and the memory it touches ---------------------------------------- */
 
-/* Items are ordered by sequence, key head, value head of that key head, slice of V. */
+/* Items are ordered by sequence, key head, value head of that key head, columns of V. */
 typedef struct gdni_item {
-    ptrdiff_t n, key_head, value_head, slice;
+    ptrdiff_t n, key_head, value_head, c0, c1;
 } gdni_item;
 
 static gdni_item gdni_get_item(const gdn_params *r, ptrdiff_t i) {
     const ptrdiff_t slices = gdni_slices(r), group = gdni_group(r);
     const ptrdiff_t position = i / slices % r->num_value_heads, member = position % group;
-    gdni_item x = {i / slices / r->num_value_heads, position / group, position, i % slices};
+    const ptrdiff_t c0 = i % slices * GDNI_SLICE, c1 = gdni_min(c0 + GDNI_SLICE, r->head_v_dim);
+    gdni_item x = {i / slices / r->num_value_heads, position / group, position, c0, c1};
     if (r->head_map == GDN_HEADS_TILED) x.value_head = member * r->num_key_heads + x.key_head;
     return x;
 }
@@ -1149,7 +1159,8 @@ static ptrdiff_t gdni_offset(const gdn_tensor *x, const gdni_sequence *s, ptrdif
 }
 
 static ptrdiff_t gdni_output_offset(const gdn_params *r, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t head) {
-    return s->batch * r->o.batch_stride + (s->begin + t) * r->o.token_stride + head * r->o.head_stride;
+    const gdn_tensor o = gdni_output_tensor(r);
+    return gdni_offset(&o, s, t, head);
 }
 
 static const void *gdni_row(const gdn_tensor *x, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t head) {
@@ -1165,10 +1176,9 @@ static void gdni_prefetch(const char *p, ptrdiff_t bytes) {
 #endif
 }
 
-static void gdni_prefetch_row(const gdn_tensor *x, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t head, ptrdiff_t at,
+static void gdni_prefetch_row(const gdn_tensor *x, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t head,
                               ptrdiff_t count) {
-    const ptrdiff_t size = gdni_dtype_size(x->dtype);
-    if (t < s->length) gdni_prefetch((const char *)gdni_row(x, s, t, head) + at * size, count * size);
+    if (t < s->length) gdni_prefetch((const char *)gdni_row(x, s, t, head), count * gdni_dtype_size(x->dtype));
 }
 
 /* One state matrix, in a pool or in the step cache; data NULL: zeros to read, nowhere to write. */
@@ -1268,7 +1278,7 @@ static void gdni_reference_state(const gdn_params *r, gdni_matrix m, ptrdiff_t c
 
 static void gdni_reference_item(const gdn_params *r, const gdni_item *x, const gdni_sequence *s, double *scratch) {
     const ptrdiff_t K = r->head_k_dim, h = x->key_head, hv = x->value_head;
-    const ptrdiff_t c0 = x->slice * GDNI_SLICE, c1 = gdni_min(c0 + GDNI_SLICE, r->head_v_dim);
+    const ptrdiff_t c0 = x->c0, c1 = x->c1;
     double *q = scratch, *k = q + K, *decay = k + K, *S = decay + K;
 
     gdni_reference_state(r, gdni_pool_matrix(r, s->read, hv), c0, c1, false, S);
@@ -1304,10 +1314,9 @@ static bool gdni_skip(const gdn_params *r, const gdni_sequence *s, ptrdiff_t fir
     if (!s->padding || r->padding == GDN_PADDING_COMPUTE) return false;
     for (ptrdiff_t i = first; i < last && r->padding == GDN_PADDING_ZERO; i++) {
         const gdni_item x = gdni_get_item(r, i);
-        const ptrdiff_t c0 = x.slice * GDNI_SLICE, c1 = gdni_min(c0 + GDNI_SLICE, r->head_v_dim);
         for (ptrdiff_t t = 0; t < s->length; t++)
-            memset((char *)r->o.data + (gdni_output_offset(r, s, t, x.value_head) + c0) * element, 0,
-                   (size_t)((c1 - c0) * element));
+            memset((char *)r->o.data + (gdni_output_offset(r, s, t, x.value_head) + x.c0) * element, 0,
+                   (size_t)((x.c1 - x.c0) * element));
     }
     return true;
 }
@@ -2131,8 +2140,8 @@ static void gdni_prepare_qk(const gdn_params *r, const gdni_sequence *s, ptrdiff
                             const gdni_workspace *w) {
     for (ptrdiff_t t = 0; t < count; t++) {
         float *q = w->q + t * w->kp, *k = w->k + t * w->kp, sums[4];
-        gdni_prefetch_row(&r->q, s, t0 + t + GDNI_AHEAD, h, 0, r->head_k_dim);
-        gdni_prefetch_row(&r->k, s, t0 + t + GDNI_AHEAD, h, 0, r->head_k_dim);
+        gdni_prefetch_row(&r->q, s, t0 + t + GDNI_AHEAD, h, r->head_k_dim);
+        gdni_prefetch_row(&r->k, s, t0 + t + GDNI_AHEAD, h, r->head_k_dim);
         gdni_load_row(gdni_row(&r->q, s, t0 + t, h), r->q.dtype, r->head_k_dim, w->kp, q);
         gdni_load_row(gdni_row(&r->k, s, t0 + t, h), r->k.dtype, r->head_k_dim, w->kp, k);
         if (r->use_qk_l2norm_in_kernel) {
@@ -2202,7 +2211,7 @@ static void gdni_prepare_gates(const gdn_params *r, const gdni_sequence *s, ptrd
     for (ptrdiff_t t = 0; t < count; t++) {
         float *decay = w->decay + t * kp;
         const float *q = w->q + t * kp, *k = w->k + t * kp;
-        gdni_prefetch_row(&r->a, s, t0 + t + GDNI_AHEAD, hv, 0, K);
+        gdni_prefetch_row(&r->a, s, t0 + t + GDNI_AHEAD, hv, K);
         gdni_load_row(gdni_row(&r->a, s, t0 + t, hv), r->a.dtype, K, kp, decay);
         gdni_decays(r, hv, w->bias, true, kp, decay);
         for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES) {
@@ -2611,12 +2620,11 @@ static void gdni_run_group(const gdn_params *r, const gdni_sequence *s, ptrdiff_
     int count = 0;
     for (ptrdiff_t i = first; i < last; i++) {
         const gdni_item x = gdni_get_item(r, i);
-        const ptrdiff_t c0 = x.slice * GDNI_SLICE, c1 = gdni_min(c0 + GDNI_SLICE, r->head_v_dim);
         if (count > 0 && heads[count - 1].value_head == x.value_head) {
-            heads[count - 1].c1 = c1;
+            heads[count - 1].c1 = x.c1;
         } else {
             heads[count].value_head = x.value_head;
-            heads[count].c0 = c0, heads[count].c1 = c1;
+            heads[count].c0 = x.c0, heads[count].c1 = x.c1;
             heads[count].v = w->v + (i - first) * GDNI_SLICE;
             heads[count].o = w->o + (i - first) * GDNI_SLICE;
             heads[count].pitch = w->columns;
@@ -2666,9 +2674,9 @@ static void gdni_run_items(const gdn_params *r, ptrdiff_t first, ptrdiff_t last,
             const gdni_item x = gdni_get_item(r, stop);
             const gdni_sequence ahead = gdni_get_sequence(r, x.n);
             next = gdni_pool_matrix(r, ahead.read, x.value_head).data;
-            gdni_prefetch_row(&r->q, &ahead, 0, x.key_head, 0, r->head_k_dim);
-            gdni_prefetch_row(&r->k, &ahead, 0, x.key_head, 0, r->head_k_dim);
-            gdni_prefetch_row(&r->v, &ahead, 0, x.value_head, 0, r->head_v_dim);
+            gdni_prefetch_row(&r->q, &ahead, 0, x.key_head, r->head_k_dim);
+            gdni_prefetch_row(&r->k, &ahead, 0, x.key_head, r->head_k_dim);
+            gdni_prefetch_row(&r->v, &ahead, 0, x.value_head, r->head_v_dim);
         }
         if (!gdni_skip(r, &s, first, stop)) gdni_run_group(r, &s, first, stop, next, &w);
         first = stop;
