@@ -70,15 +70,16 @@
  *     what it does not do                                         [DOES NOT]
  *     numerics: the order of every operation                      [NUMERICS]
  *     memory, threads, scratch                                    [WORK ITEMS]
+ *     one sequence in parts, computed at the same time            [SEGMENTS]
  *     macros                                                      [CONFIGURATION]
  *     types, parameters, functions                                [INTERFACE]
  *     implementation: [COMPILER] [ELEMENTS] [RESOLVING] [VALIDATION] [ITEMS] [REFERENCE] [PADDING] [SCRATCH]
- *                     [TARGETS] [SELECTION] [PUBLIC] [KERNEL]
+ *                     [TARGETS] [SELECTION] [PUBLIC] [SEGMENTS] [PRESETS] [NAMES] [KERNEL]
  *
  * CONVENTIONS
  *
  * The same recurrence, many habits. With K = V a wrong state_layout runs and is silently
- * wrong, so the header has no default for it. "-" means the default (zero) of the field.
+ * wrong, so the header has no default for it. "-" means the default (zero) of the field. gdn_preset() sets a row.
  *
  *   system                     state_layout   head_map  gate_input  beta_input  l2norm_form, eps    padding
  *   -------------------------  -------------  --------  ----------  ----------  ------------------  --------------
@@ -119,9 +120,9 @@
  *
  *   sum16   a sum over K with sixteen partial sums: the l-th over i = l, l+16, ... in order, each step
  *           acc = fma(x_i, y_i, acc) from 0; then folded: l + (l+8), l + (l+4), l + (l+2), l + (l+1).
- *   norm    n = sum16(x, x); f = 1 / sqrt(n + eps), or the other forms, in double, times scale for q (without
- *           the norm f = scale); f = hi + lo, two floats; x = fma(x, hi, x * lo).
- *   qk      sum16(q, k)
+ *   norm    n = sum16(x, x), folded in double; f = 1 / sqrt(n + eps), or the other forms, in double, times scale
+ *           for q (without the norm f = scale); f = hi + lo, two floats; x = fma(x, hi, x * lo).
+ *   qk      sum16(q, k), folded in double and rounded to float
  *   gates   decay and beta in double, by this header's own exp, softplus and sigmoid; rounded to float once, to
  *           within 0.61 units in the last place of each function.
  *   token   A = k^T S and B = q^T S over the state before the token;
@@ -147,6 +148,19 @@
  *   Neighbouring items share the work on q and k, so long ranges are cheaper than many single items.
  *   Every function is reentrant and may be called from any thread; two calls that run at the same time
  *   must not write the same output or state slots.
+ *
+ * SEGMENTS
+ *
+ *   One sequence in parts that are computed at the same time. The state after some tokens is an affine function of the
+ *   state before them, for each value head
+ *
+ *       S_end = M S_start + B       transition M [K,K], B [K,V]
+ *
+ *   and both come from the operator itself: B is the final state from a state of zeros. M is the final state from the
+ *   identity of a call with head_v_dim = K and `homogeneous` set, which leaves v and o out; it costs what K columns
+ *   of V cost. gdn_segment_apply() does the rest: one call carries a state over a segment, two join neighbours,
+ *   M = M2 M1, B = M2 B1 + B2. Joining is associative (a parallel scan), and in float32 every order of it gives other
+ *   last bits; compute and join in float64 where that matters.
  *
  * CONFIGURATION          define before including the header
  *
@@ -382,12 +396,54 @@ typedef struct gdn_params {
     bool allow_neg_eigval; /* beta is doubled (OLMo-Hybrid) */
     gdn_head_map head_map;
 
+    /* The state alone, with v = 0: S_end = M S_start, see [SEGMENTS]. v and o must be absent, and beta_per_column unset
+     * (M would differ from column to column). */
+    bool homogeneous;
+
     /* How to compute. */
     gdn_compute compute;
     gdn_isa isa;
     void *scratch;       /* for the one-thread call, any alignment; NULL: it calls malloc */
     size_t scratch_size; /* at least gdn_scratch_size() bytes where scratch is given */
 } gdn_params;
+
+/* What other systems take for granted: code, name, then without their prefixes state_layout, head_map, gate_input,
+ * beta_input, l2norm_form, l2norm_eps, padding, and null_slot (-1: none). See [CONVENTIONS].
+ *
+ *   SGLANG                  the Triton kernel of this operator since March 2026; SGLANG_KV: before
+ *   SGLANG_PACKED_DECODE    also rounds beta to the dtype of b: to have that, pass the rounded sigmoid as GIVEN
+ *   SGLANG_CPU, VLLM_CPU    sgl-kernel; a negative index crashes there
+ *   VLLM                    fused_sigmoid_gating; before slot 0 was reserved: clear has_null_slot
+ *   VLLM_RECURRENT          fused_recurrent
+ *   FLA                     fused_recurrent; VK with state_v_first; RAW with the gate, or the sigmoid, in the kernel
+ *   FLASHINFER_DECODE       "pretranspose" and MTP; FLASHINFER_DECODE_KV: "nontranspose"; FLASHINFER_PREFILL: chunked
+ *   GGML, MLX_LM, TRANSFORMERS
+ */
+/* clang-format off: a table */
+#define GDN_SYSTEMS(X)                                                                                                 \
+    X(SGLANG, "sglang", VK, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)                                        \
+    X(SGLANG_KV, "sglang_kv", KV, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)                                  \
+    X(SGLANG_PACKED_DECODE, "sglang_packed_decode", VK, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-6, ZERO, -1)               \
+    X(SGLANG_CPU, "sglang_cpu", KV, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-5, COMPUTE, -1)                                \
+    X(VLLM, "vllm", VK, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-6, LEAVE, 0)                                               \
+    X(VLLM_RECURRENT, "vllm_recurrent", VK, GROUPED, LOG, GIVEN, SUM_PLUS_EPS, 1e-6, ZERO, -1)                         \
+    X(VLLM_CPU, "vllm_cpu", KV, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-5, COMPUTE, -1)                                    \
+    X(FLA, "fla", KV, GROUPED, LOG, GIVEN, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)                                            \
+    X(FLASHINFER_DECODE, "flashinfer_decode", VK, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-6, ZERO, -1)                     \
+    X(FLASHINFER_DECODE_KV, "flashinfer_decode_kv", KV, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-6, ZERO, -1)               \
+    X(FLASHINFER_PREFILL, "flashinfer_prefill", VK, GROUPED, DECAY, GIVEN, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)            \
+    X(GGML, "ggml", VK, TILED, LOG, GIVEN, MAX_NORM_EPS, 1e-6, COMPUTE, -1)                                            \
+    X(MLX_LM, "mlx_lm", VK, GROUPED, DECAY, GIVEN, MEAN_PLUS_EPS, 1e-6, COMPUTE, -1)                                   \
+    X(TRANSFORMERS, "transformers", KV, GROUPED, LOG, GIVEN, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)
+/* clang-format on */
+
+typedef enum gdn_system {
+    GDN_SYSTEM_NOT_SET = 0,
+#define GDN_SYSTEM_CODE(code, name, state, heads, gate, beta, form, eps, pad, null) GDN_SYSTEM_##code,
+    GDN_SYSTEMS(GDN_SYSTEM_CODE)
+#undef GDN_SYSTEM_CODE
+        GDN_NUM_SYSTEMS
+} gdn_system;
 
 /* The operator, on the calling thread: validates, then runs every work item. Returns GDN_OK, or an error before
  * anything has been written; `error` may be NULL. Thread safety: reentrant. Source: SGLang
@@ -410,6 +466,26 @@ GDN_API size_t gdn_scratch_size(const gdn_params *params);
  * (any alignment). Returns GDN_OK, GDN_ERROR_RANGE, GDN_ERROR_SCRATCH or (not validated) GDN_ERROR_ISA. */
 GDN_API gdn_status gdn_run_work_items(const gdn_params *params, ptrdiff_t first, ptrdiff_t last, void *scratch,
                                       size_t scratch_size);
+
+/* result += transition * state, for each of `count` heads: the state after a segment that starts from `state`, where
+ * `result` holds its B; with `result` zeroed and the M of an earlier segment as `state`, the M of both. `transition`
+ * [count, K, K], `state` and `result` [count, K, V], or each transposed as in the pool (`layout`); contiguous, of
+ * GDN_F32 or GDN_F64. Sums over k in order, in double, rounded once to `dtype`: the same bits on every machine.
+ * count may be 0. Returns GDN_OK, or before anything has been written GDN_ERROR_NULL, GDN_ERROR_SIZE, GDN_ERROR_ENUM,
+ * GDN_ERROR_OVERFLOW, or GDN_ERROR_OVERLAP where `result` shares memory with another array; error->argument is the
+ * name of the argument here. `error` may be NULL. Thread safety: reentrant; heads may be shared among threads. */
+GDN_API gdn_status gdn_segment_apply(ptrdiff_t count, ptrdiff_t head_k_dim, ptrdiff_t head_v_dim,
+                                     gdn_state_layout layout, gdn_dtype dtype, const void *transition,
+                                     const void *state, void *result, gdn_error *error);
+
+/* Sets what `system` takes for granted (GDN_SYSTEMS): state_layout, head_map, gate_input, beta_input, l2norm_form,
+ * l2norm_eps, padding, has_null_slot and null_slot. Every other field stays: among them use_qk_l2norm_in_kernel, which
+ * says whether the q and k at hand are raw. Returns GDN_OK, or having changed nothing GDN_ERROR_NULL or
+ * GDN_ERROR_ENUM. */
+GDN_API gdn_status gdn_preset(gdn_params *params, gdn_system system);
+
+/* Its name ("sglang"); "?" outside the enumeration. */
+GDN_API const char *gdn_system_name(gdn_system system);
 
 /* Whether this build and this CPU can run `isa` (GDN_ISA_AUTO: always), and which one AUTO picks. */
 GDN_API bool gdn_isa_supported(gdn_isa isa);
@@ -483,7 +559,7 @@ static inline gdn_state_cache gdn_cache_of(void *data, gdn_dtype dtype, ptrdiff_
 #else
 #define GDNI_X86 0
 #endif
-#if defined(__GNUC__) && !defined(GDN_NO_SIMD) && defined(__aarch64__) && defined(__ARM_NEON)
+#if defined(__GNUC__) && !defined(GDN_NO_SIMD) && defined(__aarch64__) && defined(__ARM_NEON) && !defined(__AARCH64EB__)
 #define GDNI_NEON 1
 #include <arm_neon.h>
 #else
@@ -519,9 +595,23 @@ static inline gdn_state_cache gdn_cache_of(void *data, gdn_dtype dtype, ptrdiff_
 /* a*b + c is two roundings unless it is written as gdni_fma. gcc takes that from the pragma below, clang only from
  * one inside each function. The optimisation level keeps the kernel fast in debug builds. */
 #if defined(__clang__)
-#define GDNI_EXACT _Pragma("clang fp contract(off)")
+#define GDNI_EXACT _Pragma("clang fp contract(off) reassociate(off)")
 #else
 #define GDNI_EXACT
+#endif
+/* x is a product that is rounded before anything is added to it; under -ffp-contract=fast clang ignores the pragma. */
+#if defined(__clang__) && (defined(__x86_64__) || defined(__i386__))
+#define GDNI_ROUNDED(x) __asm__("" : "+x"(x));
+#elif defined(__clang__) && defined(__aarch64__)
+#define GDNI_ROUNDED(x) __asm__("" : "+w"(x));
+#elif defined(__clang__)
+#define GDNI_ROUNDED(x)                                                                                                \
+    {                                                                                                                  \
+        const volatile double rounded = x;                                                                             \
+        x = rounded;                                                                                                   \
+    }
+#else
+#define GDNI_ROUNDED(x)
 #endif
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC push_options
@@ -542,21 +632,24 @@ extern "C" {
 #endif
 
 enum {
-    GDNI_LANES16 = 16,      /* partial sums of every sum over K outside GDN_STATE_KV */
-    GDNI_SLICE = 32,        /* columns of V in one work item */
-    GDNI_RUN = 8,           /* work items that share the preparation of q and k */
-    GDNI_BLOCK = 32,        /* most tokens prepared at once */
-    GDNI_BLOCK_KIB = 64,    /* and most memory for them */
-    GDNI_CACHED_ROWS = 192, /* most rows of 64 floats in first-level cache */
-    GDNI_AHEAD = 4,         /* tokens between the prefetch of a row and its use */
-    GDNI_ALIGNMENT = 64     /* bytes in a cache line, and of the scratch */
+    GDNI_LANES16 = 16,   /* partial sums of every sum over K outside GDN_STATE_KV */
+    GDNI_SLICE = 32,     /* columns of V in one work item */
+    GDNI_RUN = 8,        /* work items that share the preparation of q and k */
+    GDNI_BLOCK = 32,     /* most tokens prepared at once */
+    GDNI_BLOCK_KIB = 64, /* and most memory for them */
+    GDNI_TILE_KIB = 24,  /* most memory of a tile, so that two threads of a core share its first-level cache */
+    GDNI_ALIGNMENT = 64  /* bytes in a cache line, and of the scratch */
 };
 
 static ptrdiff_t gdni_min(ptrdiff_t x, ptrdiff_t y) { return x < y ? x : y; }
 static ptrdiff_t gdni_round_up(ptrdiff_t x, ptrdiff_t unit) { return (x + unit - 1) / unit * unit; }
 
-/* Sums and products of sizes saturate, so that unchecked sizes never overflow. */
-static ptrdiff_t gdni_size_mul(ptrdiff_t x, ptrdiff_t y) { return y > 0 && x > PTRDIFF_MAX / y ? PTRDIFF_MAX : x * y; }
+/* Sums and products of sizes saturate, so that unchecked sizes never overflow; a negative one, refused later, stays so.
+ */
+static ptrdiff_t gdni_size_mul(ptrdiff_t x, ptrdiff_t y) {
+    if (x < 0 || y < 0) return -1;
+    return y > 0 && x > PTRDIFF_MAX / y ? PTRDIFF_MAX : x * y;
+}
 static ptrdiff_t gdni_size_add(ptrdiff_t x, ptrdiff_t y) { return x > PTRDIFF_MAX - y ? PTRDIFF_MAX : x + y; }
 
 /* ---- [ELEMENTS] Conversions of one element --------------------------------------------------------- */
@@ -653,7 +746,7 @@ static int64_t gdni_get_index(const gdn_indices *x, ptrdiff_t row, ptrdiff_t col
 /* ---- [RESOLVING] Parameters with every default filled in -------------------------------------------- */
 
 static bool gdni_varlen(const gdn_params *p) { return p->cu_seqlens.data != NULL; }
-static ptrdiff_t gdni_group(const gdn_params *p) { return p->num_value_heads / p->num_key_heads; }
+static ptrdiff_t gdni_group_size(const gdn_params *p) { return p->num_value_heads / p->num_key_heads; }
 static ptrdiff_t gdni_slices(const gdn_params *p) { return (p->head_v_dim - 1) / GDNI_SLICE + 1; }
 static ptrdiff_t gdni_state_size(const gdn_params *p) { return gdni_size_mul(p->head_k_dim, p->head_v_dim); }
 
@@ -842,9 +935,9 @@ static void gdni_list_arrays(const gdn_params *r, gdni_array *x) {
     x[2] = gdni_tensor_array(r, "dt_bias", &r->dt_bias, 1, 1, hv, gates, raw && any);
     x[3] = gdni_tensor_array(r, "q", &r->q, b, t, h, k, any);
     x[4] = gdni_tensor_array(r, "k", &r->k, b, t, h, k, any);
-    x[5] = gdni_tensor_array(r, "v", &r->v, b, t, hv, v, any);
+    x[5] = gdni_tensor_array(r, "v", &r->v, b, t, hv, v, any && !r->homogeneous);
     x[6] = gdni_tensor_array(r, "b", &r->b, b, t, hv, betas, false);
-    x[7] = gdni_tensor_array(r, "o", &o, b, t, hv, v, any);
+    x[7] = gdni_tensor_array(r, "o", &o, b, t, hv, v, any && !r->homogeneous);
     x[8] = gdni_tensor_array(r, "initial_state_source", &states, 1, pool->num_states, hv, gdni_state_size(r), false);
     x[9] = gdni_tensor_array(r, "intermediate_states_buffer", &steps, cache->num_rows, cache->num_steps, hv,
                              gdni_state_size(r), false);
@@ -914,6 +1007,8 @@ static gdn_status gdni_check_options(const gdn_params *r, gdn_error *error) {
     if (r->has_lower_bound && r->gate_input != GDN_GATE_RAW)
         return gdni_fail(error, GDN_ERROR_COMBINATION, "has_lower_bound");
     if (r->beta_per_column && r->b.data == NULL) return gdni_fail(error, GDN_ERROR_COMBINATION, "beta_per_column");
+    if (r->homogeneous && (r->v.data != NULL || r->o.data != NULL || r->beta_per_column))
+        return gdni_fail(error, GDN_ERROR_COMBINATION, "homogeneous");
     if (r->num_accepted_tokens.data != NULL && r->ssm_state_indices.data == NULL)
         return gdni_fail(error, GDN_ERROR_COMBINATION, "num_accepted_tokens");
     if (r->ssm_state_indices.data != NULL &&
@@ -1146,7 +1241,7 @@ typedef struct gdni_item {
 } gdni_item;
 
 static gdni_item gdni_get_item(const gdn_params *r, ptrdiff_t i) {
-    const ptrdiff_t slices = gdni_slices(r), group = gdni_group(r);
+    const ptrdiff_t slices = gdni_slices(r), group = gdni_group_size(r);
     const ptrdiff_t position = i / slices % r->num_value_heads, member = position % group;
     const ptrdiff_t c0 = i % slices * GDNI_SLICE, c1 = gdni_min(c0 + GDNI_SLICE, r->head_v_dim);
     gdni_item x = {i / slices / r->num_value_heads, position / group, position, c0, c1};
@@ -1163,22 +1258,21 @@ static ptrdiff_t gdni_output_offset(const gdn_params *r, const gdni_sequence *s,
     return gdni_offset(&o, s, t, head);
 }
 
+static char *gdni_output_row(const gdn_params *r, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t head) {
+    return (char *)r->o.data + gdni_output_offset(r, s, t, head) * gdni_dtype_size(r->o.dtype);
+}
+
 static const void *gdni_row(const gdn_tensor *x, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t head) {
     return (const char *)x->data + gdni_offset(x, s, t, head) * gdni_dtype_size(x->dtype);
 }
 
-/* Asks for `bytes` from p on. The rows of one head lie a whole token apart, which no processor foresees. */
+/* Asks for `bytes` from p on. */
 static void gdni_prefetch(const char *p, ptrdiff_t bytes) {
 #if defined(__GNUC__)
     for (ptrdiff_t i = 0; i < bytes; i += GDNI_ALIGNMENT) __builtin_prefetch(p + i, 0, 2); /* second level */
 #else
     (void)p, (void)bytes;
 #endif
-}
-
-static void gdni_prefetch_row(const gdn_tensor *x, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t head,
-                              ptrdiff_t count) {
-    if (t < s->length) gdni_prefetch((const char *)gdni_row(x, s, t, head), count * gdni_dtype_size(x->dtype));
 }
 
 /* One state matrix, in a pool or in the step cache; data NULL: zeros to read, nowhere to write. */
@@ -1343,12 +1437,77 @@ typedef struct gdni_segment {
     float *tile, *v, *o;
 } gdni_segment;
 
+/* Consecutive items of one sequence and key head, at most GDNI_RUN: they share the prepared q and k. */
+typedef struct gdni_group {
+    gdni_sequence s;
+    ptrdiff_t n, key_head, end; /* end: the item after its last */
+    int num_heads;
+    gdni_segment heads[GDNI_RUN];
+} gdni_group;
+
+/* The group that starts with item `first`, of those before `last`. */
+static gdni_group gdni_get_group(const gdn_params *r, ptrdiff_t first, ptrdiff_t last, const gdni_workspace *w) {
+    const ptrdiff_t per_key_head = gdni_group_size(r) * gdni_slices(r);
+    const gdni_item start = gdni_get_item(r, first);
+    gdni_group g;
+    memset(&g, 0, sizeof g);
+    g.s = gdni_get_sequence(r, start.n);
+    g.n = start.n, g.key_head = start.key_head;
+    g.end = gdni_min(gdni_min(first + GDNI_RUN, (first / per_key_head + 1) * per_key_head), last);
+    for (ptrdiff_t i = first, stop; i < g.end; i = stop) {
+        const gdni_item x = gdni_get_item(r, i);
+        const ptrdiff_t at = (i - first) * GDNI_SLICE;
+        gdni_segment *head = &g.heads[g.num_heads++];
+        stop = gdni_min(i + (r->head_v_dim - x.c0 - 1) / GDNI_SLICE + 1, g.end);
+        head->value_head = x.value_head;
+        head->c0 = x.c0, head->c1 = gdni_min(x.c0 + (stop - i) * GDNI_SLICE, r->head_v_dim);
+        head->tile = w->tiles + at * w->kp;
+        head->v = w->v + at, head->o = w->o + at;
+        head->pitch = w->columns;
+    }
+    return g;
+}
+
+/* Columns c0 to c1 of a segment. */
+static gdni_segment gdni_columns(const gdni_segment *x, ptrdiff_t c0, ptrdiff_t c1, const gdni_workspace *w) {
+    const ptrdiff_t at = c0 - x->c0;
+    const gdni_segment y = {x->value_head, c0, c1, x->pitch, x->tile + at * w->kp, x->v + at, x->o + at};
+    return y;
+}
+
+/* The rows of one head lie a whole token apart, often a page of memory or more, which no processor foresees. Asks for
+ * those of token t: every `parts`-th of the rows of q, k and, for each head, v and (KDA) a. */
+static void gdni_fetch(const gdn_params *r, const gdni_group *g, ptrdiff_t t, ptrdiff_t part, ptrdiff_t parts) {
+    const ptrdiff_t per_head = r->is_kda ? 2 : 1, rows = 2 + g->num_heads * per_head;
+    if (t >= g->s.length) return;
+    for (ptrdiff_t i = part; i < rows; i += parts) {
+        const gdni_segment *head = &g->heads[i < 2 ? 0 : (i - 2) / per_head];
+        const gdn_tensor *x = i == 0 ? &r->q : i == 1 ? &r->k : (i - 2) % per_head == 0 ? &r->v : &r->a;
+        const ptrdiff_t first = x == &r->v ? head->c0 : 0, count = x == &r->v ? head->c1 - head->c0 : r->head_k_dim;
+        const ptrdiff_t size = gdni_dtype_size(x->dtype);
+        gdni_prefetch((const char *)gdni_row(x, &g->s, t, i < 2 ? g->key_head : head->value_head) + first * size,
+                      count * size);
+    }
+}
+
+/* Sixteen partial sums to one: l + (l+8), l + (l+4), l + (l+2), l + (l+1). */
+static double gdni_fold16(const float *x) {
+    GDNI_EXACT
+    const double a = (double)x[0] + (double)x[8], b = (double)x[1] + (double)x[9], c = (double)x[2] + (double)x[10];
+    const double d = (double)x[3] + (double)x[11], e = (double)x[4] + (double)x[12], f = (double)x[5] + (double)x[13];
+    const double g = (double)x[6] + (double)x[14], h = (double)x[7] + (double)x[15];
+    return ((a + e) + (c + g)) + ((b + f) + (d + h));
+}
+
 /* 1 / norm, from the sum of squares. */
-static double gdni_norm_factor(const gdn_params *r, float sum) {
-    const double norm = sqrt((double)sum), eps = r->l2norm_eps;
+static double gdni_norm_factor(const gdn_params *r, double sum) {
+    GDNI_EXACT
+    const double norm = sqrt(sum), eps = r->l2norm_eps;
+    double k_eps = (double)r->head_k_dim * eps;
+    GDNI_ROUNDED(k_eps)
     switch (r->l2norm_form) {
     case GDN_L2NORM_MEAN_PLUS_EPS:
-        return 1.0 / sqrt((double)sum + (double)r->head_k_dim * eps);
+        return 1.0 / sqrt(sum + k_eps);
     case GDN_L2NORM_MAX_NORM_EPS:
         return 1.0 / (norm < eps ? eps : norm);
     case GDN_L2NORM_NORM_PLUS_EPS:
@@ -1356,7 +1515,7 @@ static double gdni_norm_factor(const gdn_params *r, float sum) {
     case GDN_L2NORM_SUM_PLUS_EPS:
         break;
     }
-    return 1.0 / sqrt((double)sum + eps);
+    return 1.0 / sqrt(sum + eps);
 }
 
 static void gdni_take(float *base, ptrdiff_t *used, ptrdiff_t count, float **at) {
@@ -1367,7 +1526,7 @@ static void gdni_take(float *base, ptrdiff_t *used, ptrdiff_t count, float **at)
 /* Lays the workspace out from `base` (NULL: only counts) and returns the floats it takes. */
 static ptrdiff_t gdni_layout(const gdn_params *r, float *base, gdni_workspace *w) {
     const ptrdiff_t kp = gdni_size_add(r->head_k_dim, 15) / 16 * 16;
-    const ptrdiff_t slices = gdni_size_mul(gdni_group(r), gdni_slices(r));
+    const ptrdiff_t slices = gdni_size_mul(gdni_group_size(r), gdni_slices(r));
     const ptrdiff_t columns = GDNI_SLICE * gdni_min(GDNI_RUN, slices);
     const ptrdiff_t fit = GDNI_BLOCK_KIB * 1024 / 4 / (r->is_kda ? 5 : 2) / kp;
     const ptrdiff_t block = fit < 1 ? 1 : gdni_min(fit, GDNI_BLOCK), rows = gdni_size_mul(block, kp);
@@ -1406,7 +1565,19 @@ static ptrdiff_t gdni_scratch_bytes(const gdn_params *r) {
         count = gdni_size_mul(2 * (3 + GDNI_SLICE), r->head_k_dim);
     else
         count = gdni_layout(r, NULL, &w);
+    if (r->homogeneous) count = gdni_size_add(count, gdni_size_mul(2, gdni_size_add(r->head_v_dim, 15) / 16 * 16));
     return gdni_size_add(gdni_size_mul(count, 4), GDNI_ALIGNMENT);
+}
+
+/* Where v and o are left out, all tokens and heads share one row of zeros and one that nobody reads. Returns what
+ * remains of the scratch. */
+static float *gdni_leave_out(gdn_params *r, float *scratch) {
+    const ptrdiff_t row = gdni_round_up(r->head_v_dim, 16);
+    if (!r->homogeneous) return scratch;
+    memset(scratch, 0, (size_t)row * sizeof(float));
+    r->v = gdn_f32(scratch); /* strides of 0, and no longer resolved */
+    r->o = gdn_out_f32(scratch + row);
+    return scratch + 2 * row;
 }
 
 /* ---- [TARGETS] Instances of the kernel ------------------------------------------------------------------ */
@@ -1473,18 +1644,20 @@ GDNI_INLINE __m128 gdni_fma_sse2(__m128 x, __m128 y, __m128 z) {
 #if GDNI_SSE2
 /* Four times four partial sums to four sums: (0+2) + (1+3). */
 GDNI_INLINE __m128 gdni_fold_fours(__m128 a, __m128 b, __m128 c, __m128 d) {
-    const __m128 x = _mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a));
-    const __m128 y = _mm_add_ps(_mm_movelh_ps(c, d), _mm_movehl_ps(d, c));
-    return _mm_add_ps(_mm_shuffle_ps(x, y, 0x88), _mm_shuffle_ps(x, y, 0xdd));
+    GDNI_EXACT
+    const __m128 x = _mm_movelh_ps(a, b) + _mm_movehl_ps(b, a);
+    const __m128 y = _mm_movelh_ps(c, d) + _mm_movehl_ps(d, c);
+    return _mm_shuffle_ps(x, y, 0x88) + _mm_shuffle_ps(x, y, 0xdd);
 }
 GDNI_INLINE void gdni_store_four(float *p, __m128 x) { _mm_storeu_ps(p, x); }
 #elif GDNI_NEON
 GDNI_INLINE float32x4_t gdni_fold_fours(float32x4_t a, float32x4_t b, float32x4_t c, float32x4_t d) {
+    GDNI_EXACT
     const float32x4_t x =
-        vaddq_f32(vcombine_f32(vget_low_f32(a), vget_low_f32(b)), vcombine_f32(vget_high_f32(a), vget_high_f32(b)));
+        vcombine_f32(vget_low_f32(a), vget_low_f32(b)) + vcombine_f32(vget_high_f32(a), vget_high_f32(b));
     const float32x4_t y =
-        vaddq_f32(vcombine_f32(vget_low_f32(c), vget_low_f32(d)), vcombine_f32(vget_high_f32(c), vget_high_f32(d)));
-    return vaddq_f32(vuzp1q_f32(x, y), vuzp2q_f32(x, y));
+        vcombine_f32(vget_low_f32(c), vget_low_f32(d)) + vcombine_f32(vget_high_f32(c), vget_high_f32(d));
+    return vuzp1q_f32(x, y) + vuzp2q_f32(x, y);
 }
 GDNI_INLINE void gdni_store_four(float *p, float32x4_t x) { vst1q_f32(p, x); }
 #endif
@@ -1529,7 +1702,7 @@ static void gdni_transpose(const float *from, ptrdiff_t from_pitch, ptrdiff_t ro
 #else
 #define GDNI_FMA(x, y, z) gdni_fma_sse2(x, y, z)
 #endif
-#define GDNI_FOLD_TO_4(p) _mm_add_ps(_mm_add_ps((p)[0], (p)[2]), _mm_add_ps((p)[1], (p)[3]))
+#define GDNI_FOLD_TO_4(p) (((p)[0] + (p)[2]) + ((p)[1] + (p)[3]))
 #else
 #define GDNI_LANES 1
 #define GDNI_SET1(x) (x)
@@ -1539,6 +1712,7 @@ static void gdni_transpose(const float *from, ptrdiff_t from_pitch, ptrdiff_t ro
 #define GDNI_FMA(x, y, z) gdni_fmaf(x, y, z)
 #endif
 #define GDNI_VK_ROWS 1
+#define GDNI_STREAM 4
 #include GDN_HEADER_NAME
 
 #if GDNI_X86
@@ -1549,12 +1723,13 @@ static void gdni_transpose(const float *from, ptrdiff_t from_pitch, ptrdiff_t ro
 #define GDNI_DMIN(x, y) _mm256_min_pd(x, y)
 #define GDNI_DMAX(x, y) _mm256_max_pd(x, y)
 #define GDNI_FMA(x, y, z) _mm256_fmadd_ps(x, y, z)
-#define GDNI_FOLD_TO_4(p) gdni_halves_avx2(_mm256_add_ps((p)[0], (p)[1]))
+#define GDNI_FOLD_TO_4(p) gdni_halves_avx2((p)[0] + (p)[1])
 #define GDNI_TO_WORDS(h) (gdni_word) _mm256_cvtepu16_epi32((__m128i)(h))
 #define GDNI_TO_HALVES(w) (gdni_half) gdni_pack_avx2((__m256i)(w))
 #define GDNI_F16_TO_F32(h) _mm256_cvtph_ps((__m128i)(h))
 #define GDNI_F32_TO_F16(x) _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)
 #define GDNI_VK_ROWS 2
+#define GDNI_STREAM 4
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
@@ -1566,7 +1741,8 @@ GDNI_INLINE __m128i gdni_pack_avx2(__m256i x) {
     return _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(x, x), 8));
 }
 GDNI_INLINE __m128 gdni_halves_avx2(__m256 x) {
-    return _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    GDNI_EXACT
+    return _mm256_castps256_ps128(x) + _mm256_extractf128_ps(x, 1);
 }
 #include GDN_HEADER_NAME
 #if defined(__clang__)
@@ -1588,6 +1764,7 @@ GDNI_INLINE __m128 gdni_halves_avx2(__m256 x) {
 #define GDNI_F16_TO_F32(h) _mm512_maskz_cvtph_ps(65535, (__m256i)(h))
 #define GDNI_F32_TO_F16(x) _mm512_maskz_cvtps_ph(65535, x, _MM_FROUND_TO_NEAREST_INT)
 #define GDNI_VK_ROWS 4
+#define GDNI_STREAM 8
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))),              \
                              apply_to = function)
@@ -1597,9 +1774,10 @@ GDNI_INLINE __m128 gdni_halves_avx2(__m256 x) {
 #endif
 /* The zero-masking forms: g++ 12 warns inside the plain ones. */
 GDNI_INLINE __m128 gdni_quarters_avx512(__m512 x) {
+    GDNI_EXACT
     const __m128 a = _mm512_maskz_extractf32x4_ps(15, x, 0), b = _mm512_maskz_extractf32x4_ps(15, x, 1);
     const __m128 c = _mm512_maskz_extractf32x4_ps(15, x, 2), d = _mm512_maskz_extractf32x4_ps(15, x, 3);
-    return _mm_add_ps(_mm_add_ps(a, c), _mm_add_ps(b, d));
+    return (a + c) + (b + d);
 }
 #include GDN_HEADER_NAME
 #if defined(__clang__)
@@ -1617,8 +1795,9 @@ GDNI_INLINE __m128 gdni_quarters_avx512(__m512 x) {
 #define GDNI_DMIN(x, y) vminq_f64(x, y)
 #define GDNI_DMAX(x, y) vmaxq_f64(x, y)
 #define GDNI_FMA(x, y, z) vfmaq_f32(z, x, y)
-#define GDNI_FOLD_TO_4(p) vaddq_f32(vaddq_f32((p)[0], (p)[2]), vaddq_f32((p)[1], (p)[3]))
+#define GDNI_FOLD_TO_4(p) (((p)[0] + (p)[2]) + ((p)[1] + (p)[3]))
 #define GDNI_VK_ROWS 2
+#define GDNI_STREAM 8
 #include GDN_HEADER_NAME
 #endif
 #undef GDNI_KERNEL
@@ -1699,19 +1878,21 @@ size_t gdn_scratch_size(const gdn_params *params) { return (size_t)gdni_scratch_
 
 gdn_status gdn_run_work_items(const gdn_params *params, ptrdiff_t first, ptrdiff_t last, void *scratch,
                               size_t scratch_size) {
-    const gdn_params r = gdni_resolve(params);
+    gdn_params r = gdni_resolve(params);
+    float *memory;
     if (first < 0 || first > last || last > gdn_num_work_items(params)) return GDN_ERROR_RANGE;
     if (scratch == NULL || scratch_size < (size_t)gdni_scratch_bytes(&r)) return GDN_ERROR_SCRATCH;
+    memory = gdni_leave_out(&r, (float *)gdni_align(scratch));
     if (r.compute == GDN_COMPUTE_F32) {
         gdni_run_function *run = gdni_instance(r.isa == GDN_ISA_AUTO ? gdn_isa_selected() : r.isa);
         if (run == NULL) return GDN_ERROR_ISA;
-        run(&r, first, last, (float *)gdni_align(scratch));
+        run(&r, first, last, memory);
         return GDN_OK;
     }
     for (; first < last; first++) {
         const gdni_item item = gdni_get_item(&r, first);
         const gdni_sequence s = gdni_get_sequence(&r, item.n);
-        if (!gdni_skip(&r, &s, first, first + 1)) gdni_reference_item(&r, &item, &s, (double *)gdni_align(scratch));
+        if (!gdni_skip(&r, &s, first, first + 1)) gdni_reference_item(&r, &item, &s, (double *)memory);
     }
     return GDN_OK;
 }
@@ -1733,6 +1914,121 @@ gdn_status gdn_fused_sigmoid_gating_delta_rule_update(const gdn_params *params, 
 #endif
     return status;
 }
+
+/* ---- [SEGMENTS] ---------------------------------------------------------------------------------------------- */
+
+/* y [rows, columns] += left [rows, inner] * right [inner, columns], `width` columns of it from c on. A product of two
+ * floats is exact in double, so that no compiler can change the bits by fusing it with the sum. */
+GDNI_INLINE void gdni_multiply_slice(ptrdiff_t rows, ptrdiff_t inner, ptrdiff_t columns, ptrdiff_t c,
+                                     const ptrdiff_t width, const gdn_dtype dtype, const void *left, const void *right,
+                                     void *y) {
+    GDNI_EXACT
+    for (ptrdiff_t i = 0; i < rows; i++) {
+        double sum[GDNI_SLICE];
+        for (ptrdiff_t j = 0; j < width; j++) sum[j] = gdni_get_f64(y, dtype, i * columns + c + j);
+        for (ptrdiff_t l = 0; l < inner; l++) {
+            const double x = gdni_get_f64(left, dtype, i * inner + l);
+            for (ptrdiff_t j = 0; j < width; j++) sum[j] += x * gdni_get_f64(right, dtype, l * columns + c + j);
+        }
+        for (ptrdiff_t j = 0; j < width; j++) gdni_put_f64(y, dtype, i * columns + c + j, sum[j]);
+    }
+}
+
+GDNI_INLINE void gdni_multiply_add(ptrdiff_t rows, ptrdiff_t inner, ptrdiff_t columns, const gdn_dtype dtype,
+                                   const void *left, const void *right, void *y) {
+    ptrdiff_t c = 0;
+    for (; c + GDNI_SLICE <= columns; c += GDNI_SLICE)
+        gdni_multiply_slice(rows, inner, columns, c, GDNI_SLICE, dtype, left, right, y);
+    gdni_multiply_slice(rows, inner, columns, c, columns - c, dtype, left, right, y);
+}
+
+gdn_status gdn_segment_apply(ptrdiff_t count, ptrdiff_t head_k_dim, ptrdiff_t head_v_dim, gdn_state_layout layout,
+                             gdn_dtype dtype, const void *transition, const void *state, void *result,
+                             gdn_error *error) {
+    const ptrdiff_t K = head_k_dim, V = head_v_dim, element = gdni_dtype_size(dtype);
+    const ptrdiff_t square = gdni_size_mul(K, K), matrix = gdni_size_mul(K, V);
+    gdni_array x[3] = {{"transition", transition, element, {1, 1, 0}, {0, 0, 0}, square, count > 0, false, 0},
+                       {"state", state, element, {1, 1, 0}, {0, 0, 0}, matrix, count > 0, false, 0},
+                       {"result", result, element, {1, 1, 0}, {0, 0, 0}, matrix, count > 0, true, 0}};
+    gdni_fail(error, GDN_OK, "");
+    if (count < 0) return gdni_fail(error, GDN_ERROR_SIZE, "count");
+    if (K < 1) return gdni_fail(error, GDN_ERROR_SIZE, "head_k_dim");
+    if (V < 1) return gdni_fail(error, GDN_ERROR_SIZE, "head_v_dim");
+    if (layout != GDN_STATE_KV && layout != GDN_STATE_VK) return gdni_fail(error, GDN_ERROR_ENUM, "layout");
+    if (dtype != GDN_F32 && dtype != GDN_F64) return gdni_fail(error, GDN_ERROR_ENUM, "dtype");
+    for (int i = 0; i < 3; i++) {
+        gdn_status status;
+        x[i].size[2] = count, x[i].stride[2] = x[i].width;
+        status = gdni_check_array(&x[i], error);
+        if (status != GDN_OK) return status;
+    }
+    if (!gdni_disjoint(&x[2], &x[0]) || !gdni_disjoint(&x[2], &x[1]))
+        return gdni_fail(error, GDN_ERROR_OVERLAP, "result");
+    for (ptrdiff_t n = 0; n < count; n++) {
+        const char *m = (const char *)transition + n * square * element,
+                   *s = (const char *)state + n * matrix * element;
+        char *y = (char *)result + n * matrix * element;
+        const bool vk = layout == GDN_STATE_VK; /* (M S)^T = S^T M^T */
+        const ptrdiff_t rows = vk ? V : K, columns = vk ? K : V;
+        if (dtype == GDN_F32)
+            gdni_multiply_add(rows, K, columns, GDN_F32, vk ? s : m, vk ? m : s, y);
+        else
+            gdni_multiply_add(rows, K, columns, GDN_F64, vk ? s : m, vk ? m : s, y);
+    }
+    return GDN_OK;
+}
+
+/* ---- [PRESETS] ----------------------------------------------------------------------------------------------- */
+
+gdn_status gdn_preset(gdn_params *params, gdn_system system) {
+    static const struct {
+        gdn_state_layout state_layout;
+        gdn_head_map head_map;
+        gdn_gate_input gate_input;
+        gdn_beta_input beta_input;
+        gdn_l2norm_form l2norm_form;
+        gdn_padding padding;
+        double l2norm_eps;
+        int null_slot;
+    } presets[] = {
+#define GDNI_PRESET(code, name, state, heads, gate, beta, form, eps, pad, null)                                        \
+    {GDN_STATE_##state,                                                                                                \
+     GDN_HEADS_##heads,                                                                                                \
+     GDN_GATE_##gate,                                                                                                  \
+     GDN_BETA_##beta,                                                                                                  \
+     GDN_L2NORM_##form,                                                                                                \
+     GDN_PADDING_##pad,                                                                                                \
+     eps,                                                                                                              \
+     null},
+        GDN_SYSTEMS(GDNI_PRESET)
+#undef GDNI_PRESET
+    };
+    const int i = (int)system - 1;
+    if (params == NULL) return GDN_ERROR_NULL;
+    if (i < 0 || i >= GDN_NUM_SYSTEMS - 1) return GDN_ERROR_ENUM;
+    params->state_layout = presets[i].state_layout;
+    params->head_map = presets[i].head_map;
+    params->gate_input = presets[i].gate_input;
+    params->beta_input = presets[i].beta_input;
+    params->l2norm_form = presets[i].l2norm_form;
+    params->l2norm_eps = presets[i].l2norm_eps;
+    params->padding = presets[i].padding;
+    params->has_null_slot = presets[i].null_slot >= 0;
+    params->null_slot = params->has_null_slot ? presets[i].null_slot : 0;
+    return GDN_OK;
+}
+
+const char *gdn_system_name(gdn_system system) {
+    static const char *const names[] = {
+#define GDNI_SYSTEM_NAME(code, name, state, heads, gate, beta, form, eps, pad, null) name,
+        GDN_SYSTEMS(GDNI_SYSTEM_NAME)
+#undef GDNI_SYSTEM_NAME
+    };
+    const int i = (int)system - 1;
+    return i >= 0 && i < GDN_NUM_SYSTEMS - 1 ? names[i] : "?";
+}
+
+/* ---- [NAMES] ------------------------------------------------------------------------------------------------- */
 
 const char *gdn_status_name(gdn_status status) {
     static const char *const names[] = {
@@ -1768,9 +2064,10 @@ int gdn_version(void) { return GDN_VERSION; }
  *     GDNI_TARGET        the suffix of its names
  *     GDNI_LANES         floats in a vector: 1 (then a vector is a float), or 4, 8, 16 with GNU vectors
  *     GDNI_VK_ROWS       rows that GDN_STATE_VK works on at once
+ *     GDNI_STREAM        vectors of a row that GDN_STATE_KV streams at once: 8 with thirty-two registers, else 4
  *     GDNI_SET1(x)       a vector of x
  *     GDNI_FMA(x, y, z)  x*y + z with one rounding
- *     GDNI_DSET1(x)      a vector of the double x, half as many
+ *     GDNI_DSET1(x)      a vector of the double x, half as many (or 1)
  *     GDNI_DMIN(x, y), GDNI_DMAX(x, y)  of such vectors; y where y is NaN
  * Everything else is written here, in terms of these. */
 #ifdef GDNI_KERNEL
@@ -1779,11 +2076,13 @@ int gdn_version(void) { return GDN_VERSION; }
 #define GDNI_PASTE(x, y) GDNI_PASTE2(x, y)
 #define GDNI_NAME(x) GDNI_PASTE(gdni_##x##_, GDNI_TARGET)
 #define gdni_half_vec GDNI_NAME(half_vec)
+#define gdni_dpart GDNI_NAME(dpart)
+#define gdni_dpart_word GDNI_NAME(dpart_word)
 #define gdni_vec GDNI_NAME(vec)
 #define gdni_word GDNI_NAME(word)
 #define gdni_half GDNI_NAME(half)
+#define gdni_half_word GDNI_NAME(half_word)
 #define gdni_dvec GDNI_NAME(dvec)
-#define gdni_dword GDNI_NAME(dword)
 #define gdni_set1 GDNI_NAME(set1)
 #define gdni_fma GDNI_NAME(fma)
 #define gdni_load GDNI_NAME(load)
@@ -1802,6 +2101,11 @@ int gdn_version(void) { return GDN_VERSION; }
 #define gdni_dsub GDNI_NAME(dsub)
 #define gdni_ddiv GDNI_NAME(ddiv)
 #define gdni_dselect GDNI_NAME(dselect)
+#define gdni_dpart_select GDNI_NAME(dpart_select)
+#define gdni_dpower GDNI_NAME(dpower)
+#define gdni_dpart_power GDNI_NAME(dpart_power)
+#define gdni_dmin GDNI_NAME(dmin)
+#define gdni_dmax GDNI_NAME(dmax)
 #define gdni_pair GDNI_NAME(pair)
 #define gdni_cubic GDNI_NAME(cubic)
 #define gdni_exp GDNI_NAME(exp)
@@ -1811,31 +2115,37 @@ int gdn_version(void) { return GDN_VERSION; }
 #define gdni_narrow GDNI_NAME(narrow)
 #define gdni_load_vec GDNI_NAME(load_vec)
 #define gdni_store_vec GDNI_NAME(store_vec)
+#define gdni_round_bf16 GDNI_NAME(round_bf16)
+#define gdni_load_dealt GDNI_NAME(load_dealt)
+#define gdni_store_dealt GDNI_NAME(store_dealt)
+#define gdni_deal GDNI_NAME(deal)
+#define gdni_undeal GDNI_NAME(undeal)
 #define gdni_load_row GDNI_NAME(load_row)
 #define gdni_store_row GDNI_NAME(store_row)
 #define gdni_fold4 GDNI_NAME(fold4)
-#define gdni_sum16 GDNI_NAME(sum16)
+#define gdni_dot4 GDNI_NAME(dot4)
 #define gdni_scale_row GDNI_NAME(scale_row)
 #define gdni_prepare_qk GDNI_NAME(prepare_qk)
 #define gdni_decays GDNI_NAME(decays)
 #define gdni_betas GDNI_NAME(betas)
 #define gdni_prepare_gates GDNI_NAME(prepare_gates)
-#define gdni_sweep_block GDNI_NAME(sweep_block)
-#define gdni_sweep_tile GDNI_NAME(sweep_tile)
 #define gdni_sweep GDNI_NAME(sweep)
 #define gdni_move_tile GDNI_NAME(move_tile)
-#define gdni_finish_token GDNI_NAME(finish_token)
+#define gdni_finish GDNI_NAME(finish)
+#define gdni_column_betas GDNI_NAME(column_betas)
 #define gdni_gather_v GDNI_NAME(gather_v)
 #define gdni_scatter_o GDNI_NAME(scatter_o)
 #define gdni_aim_sums GDNI_NAME(aim_sums)
 #define gdni_aim_update GDNI_NAME(aim_update)
-#define gdni_run_block GDNI_NAME(run_block)
+#define gdni_run_tokens GDNI_NAME(run_tokens)
+#define gdni_run_tile GDNI_NAME(run_tile)
 #define gdni_ask_ahead GDNI_NAME(ask_ahead)
 #define gdni_sums_kv GDNI_NAME(sums_kv)
 #define gdni_sums_vk GDNI_NAME(sums_vk)
 #define gdni_update_kv GDNI_NAME(update_kv)
 #define gdni_update_vk GDNI_NAME(update_vk)
 #define gdni_stream_columns GDNI_NAME(stream_columns)
+#define gdni_stream_dtype GDNI_NAME(stream_dtype)
 #define gdni_streams GDNI_NAME(streams)
 #define gdni_stream GDNI_NAME(stream)
 #define gdni_run_group GDNI_NAME(run_group)
@@ -1843,27 +2153,35 @@ int gdn_version(void) { return GDN_VERSION; }
 
 /* Vectors: floats, and the words that hold their bits. */
 #if GDNI_LANES == 1
-typedef float gdni_vec;
-typedef uint32_t gdni_word;
-typedef double gdni_dvec;
-typedef uint64_t gdni_dword;
+typedef float gdni_vec, gdni_half_vec;
+typedef uint32_t gdni_word, gdni_half_word;
+typedef double gdni_dpart;
+typedef uint64_t gdni_dpart_word;
 #define GDNI_WHERE(condition) ((condition) ? ~(gdni_word)0 : (gdni_word)0)
-#define GDNI_DWHERE(condition) ((condition) ? ~(gdni_dword)0 : (gdni_dword)0)
+#define GDNI_DWHERE(condition) ((condition) ? ~(gdni_dpart_word)0 : (gdni_dpart_word)0)
+#define GDNI_CONVERT(x, type) ((type)(x))
 #else
 typedef float gdni_vec __attribute__((vector_size(4 * GDNI_LANES)));
 typedef uint32_t gdni_word __attribute__((vector_size(4 * GDNI_LANES)));
+typedef uint32_t gdni_half_word __attribute__((vector_size(2 * GDNI_LANES)));
 typedef uint16_t gdni_half __attribute__((vector_size(2 * GDNI_LANES)));
 typedef float gdni_half_vec __attribute__((vector_size(2 * GDNI_LANES))); /* as many floats as a vector holds doubles */
-typedef double gdni_dvec __attribute__((vector_size(4 * GDNI_LANES)));
-typedef uint64_t gdni_dword __attribute__((vector_size(4 * GDNI_LANES)));
+typedef double gdni_dpart __attribute__((vector_size(4 * GDNI_LANES)));
+typedef uint64_t gdni_dpart_word __attribute__((vector_size(4 * GDNI_LANES)));
 #define GDNI_WHERE(condition) ((gdni_word)(condition))
-#define GDNI_DWHERE(condition) ((gdni_dword)(condition))
+#define GDNI_DWHERE(condition) ((gdni_dpart_word)(condition))
+#define GDNI_CONVERT(x, type) __builtin_convertvector(x, type)
 #ifndef GDNI_TO_WORDS
 #define GDNI_TO_WORDS(h) __builtin_convertvector(h, gdni_word)
 #define GDNI_TO_HALVES(w) __builtin_convertvector(w, gdni_half)
 #endif
 #endif
-enum { GDNI_NAME(dlanes) = GDNI_LANES == 1 ? 1 : GDNI_LANES / 2 };
+
+/* Doubles come as two vectors side by side, which hide each other's latency. */
+typedef struct gdni_dvec {
+    gdni_dpart lo, hi;
+} gdni_dvec;
+enum { GDNI_NAME(part) = GDNI_LANES == 1 ? 1 : GDNI_LANES / 2, GDNI_NAME(dlanes) = 2 * GDNI_NAME(part) };
 
 GDNI_INLINE gdni_vec gdni_load(const float *p) {
     gdni_vec x;
@@ -1886,25 +2204,6 @@ GDNI_INLINE gdni_vec gdni_sub(gdni_vec x, gdni_vec y) {
     return x - y;
 }
 
-/* As many floats as a vector holds doubles, to double and back. */
-GDNI_INLINE gdni_dvec gdni_load_double(const float *p) {
-#if GDNI_LANES == 1
-    return (double)*p;
-#else
-    gdni_half_vec x;
-    memcpy(&x, p, sizeof x);
-    return __builtin_convertvector(x, gdni_dvec);
-#endif
-}
-GDNI_INLINE void gdni_store_double(float *p, gdni_dvec x) {
-#if GDNI_LANES == 1
-    *p = (float)x;
-#else
-    const gdni_half_vec y = __builtin_convertvector(x, gdni_half_vec);
-    memcpy(p, &y, sizeof y);
-#endif
-}
-
 GDNI_INLINE gdni_word gdni_words(gdni_vec x) {
     gdni_word bits;
     memcpy(&bits, &x, sizeof bits);
@@ -1923,32 +2222,79 @@ GDNI_INLINE gdni_vec gdni_select(gdni_word where, gdni_vec x, gdni_vec y) {
  * place over every float. No fused multiply-adds: not every machine has them in double. Polynomials: Remez fits. ----
  */
 
-GDNI_INLINE gdni_dvec gdni_dset1(double x) { return GDNI_DSET1(x); }
+GDNI_INLINE gdni_dvec gdni_load_double(const float *p) {
+    gdni_half_vec lo, hi;
+    memcpy(&lo, p, sizeof lo);
+    memcpy(&hi, p + GDNI_NAME(part), sizeof hi);
+    const gdni_dvec y = {GDNI_CONVERT(lo, gdni_dpart), GDNI_CONVERT(hi, gdni_dpart)};
+    return y;
+}
+GDNI_INLINE void gdni_store_double(float *p, gdni_dvec x) {
+    const gdni_half_vec lo = GDNI_CONVERT(x.lo, gdni_half_vec), hi = GDNI_CONVERT(x.hi, gdni_half_vec);
+    memcpy(p, &lo, sizeof lo);
+    memcpy(p + GDNI_NAME(part), &hi, sizeof hi);
+}
+GDNI_INLINE gdni_dvec gdni_dset1(double x) {
+    const gdni_dvec y = {GDNI_DSET1(x), GDNI_DSET1(x)};
+    return y;
+}
 GDNI_INLINE gdni_dvec gdni_dmul(gdni_dvec x, gdni_dvec y) {
     GDNI_EXACT
-    return x * y;
+    gdni_dvec z = {x.lo * y.lo, x.hi * y.hi};
+    GDNI_ROUNDED(z.lo)
+    GDNI_ROUNDED(z.hi)
+    return z;
 }
 GDNI_INLINE gdni_dvec gdni_dadd(gdni_dvec x, gdni_dvec y) {
     GDNI_EXACT
-    return x + y;
+    const gdni_dvec z = {x.lo + y.lo, x.hi + y.hi};
+    return z;
 }
 GDNI_INLINE gdni_dvec gdni_dsub(gdni_dvec x, gdni_dvec y) {
     GDNI_EXACT
-    return x - y;
+    const gdni_dvec z = {x.lo - y.lo, x.hi - y.hi};
+    return z;
 }
 GDNI_INLINE gdni_dvec gdni_ddiv(gdni_dvec x, gdni_dvec y) {
     GDNI_EXACT
-    return x / y;
+    const gdni_dvec z = {x.lo / y.lo, x.hi / y.hi};
+    return z;
+}
+GDNI_INLINE gdni_dvec gdni_dmin(gdni_dvec x, gdni_dvec y) {
+    const gdni_dvec z = {GDNI_DMIN(x.lo, y.lo), GDNI_DMIN(x.hi, y.hi)};
+    return z;
+}
+GDNI_INLINE gdni_dvec gdni_dmax(gdni_dvec x, gdni_dvec y) {
+    const gdni_dvec z = {GDNI_DMAX(x.lo, y.lo), GDNI_DMAX(x.hi, y.hi)};
+    return z;
 }
 
-/* Where `where` is all ones x, else y. */
-GDNI_INLINE gdni_dvec gdni_dselect(gdni_dword where, gdni_dvec x, gdni_dvec y) {
-    gdni_dword xs, ys;
+/* x where a <= b, else y. */
+GDNI_INLINE gdni_dpart gdni_dpart_select(gdni_dpart a, gdni_dpart b, gdni_dpart x, gdni_dpart y) {
+    const gdni_dpart_word where = GDNI_DWHERE(a <= b);
+    gdni_dpart_word xs, ys;
     memcpy(&xs, &x, sizeof xs);
     memcpy(&ys, &y, sizeof ys);
     xs = (xs & where) | (ys & ~where);
     memcpy(&x, &xs, sizeof x);
     return x;
+}
+GDNI_INLINE gdni_dvec gdni_dselect(gdni_dvec a, gdni_dvec b, gdni_dvec x, gdni_dvec y) {
+    const gdni_dvec z = {gdni_dpart_select(a.lo, b.lo, x.lo, y.lo), gdni_dpart_select(a.hi, b.hi, x.hi, y.hi)};
+    return z;
+}
+
+/* 2^n, for the integer n in the low bits of n + 1.5 * 2^52. */
+GDNI_INLINE gdni_dpart gdni_dpart_power(gdni_dpart x) {
+    gdni_dpart_word bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits = (bits + 1023u) << 52;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+GDNI_INLINE gdni_dvec gdni_dpower(gdni_dvec x) {
+    const gdni_dvec y = {gdni_dpart_power(x.lo), gdni_dpart_power(x.hi)};
+    return y;
 }
 
 /* c[0] + c[1] x + ..., in pairs: half the latency of one term after the other. */
@@ -1966,17 +2312,12 @@ GDNI_INLINE gdni_dvec gdni_exp(gdni_dvec x) {
     static const double c[] = {1.0000000005541647,   0.6931472057371958,    0.24022646890645522,   0.05550328777105325,
                                0.009618488956331182, 0.0013399931177239738, 0.00015345812161311629};
     const gdni_dvec magic = gdni_dset1(6755399441055744.0); /* 1.5 * 2^52 */
-    const gdni_dvec y = GDNI_DMAX(gdni_dset1(-150.0), GDNI_DMIN(gdni_dset1(150.0), x));
+    const gdni_dvec y = gdni_dmax(gdni_dset1(-150.0), gdni_dmin(gdni_dset1(150.0), x));
     const gdni_dvec z = gdni_dmul(y, gdni_dset1(1.4426950408889634)), t = gdni_dadd(z, magic);
     const gdni_dvec r = gdni_dsub(z, gdni_dsub(t, magic)), r2 = gdni_dmul(r, r);
     const gdni_dvec high = gdni_dadd(gdni_pair(c + 4, r), gdni_dmul(r2, gdni_dset1(c[6])));
     const gdni_dvec p = gdni_dadd(gdni_cubic(c, r, r2), gdni_dmul(gdni_dmul(r2, r2), high));
-    gdni_dword bits;
-    gdni_dvec power;
-    memcpy(&bits, &t, sizeof bits); /* its low bits are n */
-    bits = (bits + 1023u) << 52;
-    memcpy(&power, &bits, sizeof power);
-    return gdni_dmul(p, power);
+    return gdni_dmul(p, gdni_dpower(t));
 }
 
 /* log(1 + exp(x)) = max(x, 0) + log1p(u), u = exp(-|x|). */
@@ -1984,10 +2325,10 @@ GDNI_INLINE gdni_dvec gdni_softplus(gdni_dvec x) {
     static const double c[] = {0.9999999952873115,   -0.49999902420063846,  0.33329962347703024, -0.24954133016942198,
                                0.1967593625360775,   -0.15305584513080975,  0.10603642016551354, -0.05695941325358193,
                                0.019851400494396657, -0.0032440119125188237};
-    const gdni_dvec zero = gdni_dset1(0.0), u = gdni_exp(GDNI_DMIN(gdni_dsub(zero, x), x));
+    const gdni_dvec zero = gdni_dset1(0.0), u = gdni_exp(gdni_dmin(gdni_dsub(zero, x), x));
     const gdni_dvec u2 = gdni_dmul(u, u), u4 = gdni_dmul(u2, u2);
     const gdni_dvec high = gdni_dadd(gdni_cubic(c + 4, u, u2), gdni_dmul(u4, gdni_pair(c + 8, u)));
-    return gdni_dadd(GDNI_DMAX(zero, x), gdni_dmul(u, gdni_dadd(gdni_cubic(c, u, u2), gdni_dmul(u4, high))));
+    return gdni_dadd(gdni_dmax(zero, x), gdni_dmul(u, gdni_dadd(gdni_cubic(c, u, u2), gdni_dmul(u4, high))));
 }
 
 GDNI_INLINE gdni_dvec gdni_sigmoid(gdni_dvec x) {
@@ -2006,12 +2347,19 @@ GDNI_INLINE gdni_vec gdni_widen(gdni_word h, gdn_dtype dtype) {
     return gdni_floats(gdni_words(gdni_select(GDNI_WHERE(exponent == 0u), subnormal, normal)) | sign);
 }
 
+/* The bfloat16 is the upper half of the word. */
+GDNI_INLINE gdni_word gdni_round_bf16(gdni_vec x) {
+    const gdni_word bits = gdni_words(x);
+    return (bits + 0x7fffu + (bits >> 16 & 1u)) | (GDNI_WHERE(x != x) & 0x7fc00000u);
+}
+
 GDNI_INLINE gdni_word gdni_narrow(gdni_vec x, gdn_dtype dtype) {
-    const gdni_word bits = gdni_words(x), sign = bits >> 16 & 0x8000u, a = bits & 0x7fffffffu, nan = GDNI_WHERE(x != x);
-    gdni_word y;
     if (dtype == GDN_BF16) {
-        return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16 | (nan & 0x7fc0u);
+        return gdni_round_bf16(x) >> 16;
     } else {
+        const gdni_word bits = gdni_words(x), sign = bits >> 16 & 0x8000u, a = bits & 0x7fffffffu;
+        const gdni_word nan = GDNI_WHERE(x != x);
+        gdni_word y;
         const gdni_word huge = GDNI_WHERE(a >= 0x477ff000u), tiny = GDNI_WHERE(a < 0x38800000u);
         const gdni_word small = gdni_words(gdni_add(gdni_floats(a), gdni_set1(0.5f))) - 0x3f000000u;
         y = (a + 0xfffu + (a >> 13 & 1u) - 0x38000000u) >> 13;
@@ -2057,13 +2405,49 @@ GDNI_INLINE void gdni_store_vec(char *data, gdn_dtype dtype, gdni_vec x) {
     }
 }
 
+/* bfloat16 without shuffles: of twice as many elements as a vector has floats, the even ones make one vector and the
+ * odd ones another. Vector j of a row; `dealt`: vectors 2i and 2i + 1 are dealt like that. */
+GDNI_INLINE gdni_vec gdni_load_dealt(const char *row, int j, gdn_dtype dtype, const bool dealt) {
+    gdni_word pairs;
+    if (!dealt) return gdni_load_vec(row + j * GDNI_LANES * gdni_dtype_size(dtype), dtype);
+    memcpy(&pairs, row + j / 2 * (int)sizeof pairs, sizeof pairs);
+    return gdni_floats(j % 2 == 0 ? pairs << 16 : pairs & 0xffff0000u);
+}
+
+/* Two neighbours, of which the first is vector j. */
+GDNI_INLINE void gdni_store_dealt(char *row, int j, gdni_vec even, gdni_vec odd) {
+    const gdni_word pairs = gdni_round_bf16(even) >> 16 | (gdni_round_bf16(odd) & 0xffff0000u);
+    memcpy(row + j / 2 * (int)sizeof pairs, &pairs, sizeof pairs);
+}
+
+/* Two vectors from floats in order, and back. */
+GDNI_INLINE void gdni_deal(const float *from, gdni_vec *even, gdni_vec *odd) {
+    for (int i = 0; i < 2; i++) {
+        gdni_dpart_word pairs;
+        memcpy(&pairs, from + i * GDNI_LANES, sizeof pairs);
+        const gdni_half_word e = GDNI_CONVERT(pairs, gdni_half_word), o = GDNI_CONVERT(pairs >> 32, gdni_half_word);
+        memcpy((char *)even + i * (int)sizeof e, &e, sizeof e);
+        memcpy((char *)odd + i * (int)sizeof o, &o, sizeof o);
+    }
+}
+
+GDNI_INLINE void gdni_undeal(const gdni_vec *even, const gdni_vec *odd, float *to) {
+    for (int i = 0; i < 2; i++) {
+        gdni_half_word e, o;
+        memcpy(&e, (const char *)even + i * (int)sizeof e, sizeof e);
+        memcpy(&o, (const char *)odd + i * (int)sizeof o, sizeof o);
+        const gdni_dpart_word pairs = GDNI_CONVERT(e, gdni_dpart_word) | GDNI_CONVERT(o, gdni_dpart_word) << 32;
+        memcpy(to + i * GDNI_LANES, &pairs, sizeof pairs);
+    }
+}
+
 /* A row of `count` elements to floats, with zeros up to `padded` (a multiple of the lanes), and back. */
 static void gdni_load_row(const void *row, gdn_dtype dtype, ptrdiff_t count, ptrdiff_t padded, float *to) {
     const char *from = (const char *)row;
     const ptrdiff_t size = gdni_dtype_size(dtype);
     ptrdiff_t i = 0;
     if (dtype == GDN_F32)
-        memcpy(to, from, (size_t)count * 4), i = count;
+        for (; i + GDNI_LANES <= count; i += GDNI_LANES) gdni_store(to + i, gdni_load_vec(from + i * 4, GDN_F32));
     else if (dtype == GDN_BF16)
         for (; i + GDNI_LANES <= count; i += GDNI_LANES) gdni_store(to + i, gdni_load_vec(from + i * 2, GDN_BF16));
     else
@@ -2075,11 +2459,12 @@ static void gdni_store_row(void *row, gdn_dtype dtype, ptrdiff_t count, const fl
     char *to = (char *)row;
     ptrdiff_t i = 0;
     if (dtype == GDN_F32)
-        memcpy(to, from, (size_t)count * 4), i = count;
+        for (; i + GDNI_LANES <= count; i += GDNI_LANES) gdni_store_vec(to + i * 4, GDN_F32, gdni_load(from + i));
     else if (dtype == GDN_BF16)
         for (; i + GDNI_LANES <= count; i += GDNI_LANES) gdni_store_vec(to + i * 2, GDN_BF16, gdni_load(from + i));
     else
         for (; i + GDNI_LANES <= count; i += GDNI_LANES) gdni_store_vec(to + i * 2, GDN_F16, gdni_load(from + i));
+    if (dtype == GDN_F32) memcpy(to + i * 4, from + i, (size_t)(count - i) * 4), i = count;
     for (; i < count; i++) {
         const uint16_t half = dtype == GDN_BF16 ? gdni_to_bf16(from[i]) : gdni_to_f16(from[i]);
         memcpy(to + i * 2, &half, 2);
@@ -2092,6 +2477,7 @@ enum { GDNI_NAME(parts) = GDNI_LANES16 / GDNI_LANES };
 
 /* Four times sixteen partial sums to four sums: l + (l+8), l + (l+4), l + (l+2), l + (l+1). */
 GDNI_INLINE void gdni_fold4(gdni_vec (*x)[GDNI_NAME(parts)], float *sums) {
+    GDNI_EXACT
 #ifdef GDNI_FOLD_TO_4
     gdni_store_four(
         sums, gdni_fold_fours(GDNI_FOLD_TO_4(x[0]), GDNI_FOLD_TO_4(x[1]), GDNI_FOLD_TO_4(x[2]), GDNI_FOLD_TO_4(x[3])));
@@ -2100,34 +2486,41 @@ GDNI_INLINE void gdni_fold4(gdni_vec (*x)[GDNI_NAME(parts)], float *sums) {
         float y[GDNI_LANES16];
         memcpy(y, x[i], sizeof y);
         for (int width = 8; width > 0; width /= 2)
-            for (int l = 0; l < width; l++) {
-                GDNI_EXACT
-                y[l] = y[l] + y[l + width];
-            }
+            for (int l = 0; l < width; l++) y[l] = y[l] + y[l + width];
         sums[i] = y[0];
     }
 #endif
 }
 
-/* Three sums over K at once: x.x, y.y, x.y. */
-static void gdni_sum16(const float *x, const float *y, ptrdiff_t kp, float *sums) {
+/* Four sums over K at once: x[i].y[i]. */
+static void gdni_dot4(const float *const *x, const float *const *y, ptrdiff_t kp, double *sums) {
     gdni_vec part[4][GDNI_NAME(parts)];
-    for (int i = 0; i < 4; i++)
-        for (int p = 0; p < GDNI_NAME(parts); p++) part[i][p] = gdni_set1(0.0f);
+    GDNI_UNROLL
+    for (int j = 0; j < 4; j++) {
+        GDNI_UNROLL
+        for (int p = 0; p < GDNI_NAME(parts); p++) part[j][p] = gdni_set1(0.0f);
+    }
     for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES16) {
         GDNI_UNROLL
-        for (int p = 0; p < GDNI_NAME(parts); p++) {
-            const gdni_vec a = gdni_load(x + i + p * GDNI_LANES), b = gdni_load(y + i + p * GDNI_LANES);
-            part[0][p] = gdni_fma(a, a, part[0][p]);
-            part[1][p] = gdni_fma(b, b, part[1][p]);
-            part[2][p] = gdni_fma(a, b, part[2][p]);
+        for (int j = 0; j < 4; j++) {
+            GDNI_UNROLL
+            for (int p = 0; p < GDNI_NAME(parts); p++) {
+                const ptrdiff_t at = i + p * GDNI_LANES;
+                part[j][p] = gdni_fma(gdni_load(x[j] + at), gdni_load(y[j] + at), part[j][p]);
+            }
         }
     }
-    gdni_fold4(part, sums);
+    for (int j = 0; j < 4; j++) {
+        float partial[GDNI_LANES16];
+        memcpy(partial, part[j], sizeof partial);
+        sums[j] = gdni_fold16(partial);
+    }
 }
 
 /* x * factor, with the factor as the sum of two floats. */
 static void gdni_scale_row(float *x, double factor, ptrdiff_t kp) {
+    GDNI_EXACT
+    GDNI_ROUNDED(factor)
     const float high = factor > (double)FLT_MAX ? FLT_MAX : (float)factor;
     const float low = factor > (double)FLT_MAX ? 0.0f : (float)(factor - (double)high);
     for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES) {
@@ -2138,20 +2531,34 @@ static void gdni_scale_row(float *x, double factor, ptrdiff_t kp) {
 
 static void gdni_prepare_qk(const gdn_params *r, const gdni_sequence *s, ptrdiff_t h, ptrdiff_t t0, ptrdiff_t count,
                             const gdni_workspace *w) {
+    const ptrdiff_t kp = w->kp, last = count - 1;
     for (ptrdiff_t t = 0; t < count; t++) {
-        float *q = w->q + t * w->kp, *k = w->k + t * w->kp, sums[4];
-        gdni_prefetch_row(&r->q, s, t0 + t + GDNI_AHEAD, h, r->head_k_dim);
-        gdni_prefetch_row(&r->k, s, t0 + t + GDNI_AHEAD, h, r->head_k_dim);
-        gdni_load_row(gdni_row(&r->q, s, t0 + t, h), r->q.dtype, r->head_k_dim, w->kp, q);
-        gdni_load_row(gdni_row(&r->k, s, t0 + t, h), r->k.dtype, r->head_k_dim, w->kp, k);
-        if (r->use_qk_l2norm_in_kernel) {
-            gdni_sum16(q, k, w->kp, sums);
-            gdni_scale_row(q, r->scale * gdni_norm_factor(r, sums[0]), w->kp);
-            gdni_scale_row(k, gdni_norm_factor(r, sums[1]), w->kp);
-        } else
-            gdni_scale_row(q, r->scale, w->kp);
-        gdni_sum16(q, k, w->kp, sums);
-        w->qk[t] = sums[2];
+        gdni_load_row(gdni_row(&r->q, s, t0 + t, h), r->q.dtype, r->head_k_dim, kp, w->q + t * kp);
+        gdni_load_row(gdni_row(&r->k, s, t0 + t, h), r->k.dtype, r->head_k_dim, kp, w->k + t * kp);
+    }
+    for (ptrdiff_t t = 0; t < count; t += 2) {
+        const ptrdiff_t next = gdni_min(t + 1, last) * kp;
+        const float *const rows[] = {w->q + t * kp, w->k + t * kp, w->q + next, w->k + next};
+        double squares[4];
+        if (r->use_qk_l2norm_in_kernel) gdni_dot4(rows, rows, kp, squares);
+        for (ptrdiff_t i = 0; i < 2 && t + i < count; i++) {
+            double scale = r->scale;
+            if (r->use_qk_l2norm_in_kernel) {
+                scale *= gdni_norm_factor(r, squares[2 * i]);
+                gdni_scale_row(w->k + (t + i) * kp, gdni_norm_factor(r, squares[2 * i + 1]), kp);
+            }
+            gdni_scale_row(w->q + (t + i) * kp, scale, kp);
+        }
+    }
+    for (ptrdiff_t t = 0; t < count; t += 4) {
+        const float *q[4], *k[4];
+        double qk[4];
+        for (int j = 0; j < 4; j++) {
+            q[j] = w->q + gdni_min(t + j, last) * kp;
+            k[j] = w->k + gdni_min(t + j, last) * kp;
+        }
+        gdni_dot4(q, k, kp, qk);
+        for (int j = 0; j < 4; j++) w->qk[t + j] = (float)qk[j];
     }
 }
 
@@ -2173,8 +2580,8 @@ static void gdni_decays(const gdn_params *r, ptrdiff_t hv, const float *bias, bo
                 g = gdni_dmul(gdni_dset1(r->lower_bound), gdni_sigmoid(gdni_dmul(A, y)));
             } else {
                 const gdni_dvec by = gdni_dmul(beta, y);
-                const gdni_dword curved = GDNI_DWHERE(by <= gdni_dset1(r->softplus_threshold));
-                g = gdni_dmul(A, gdni_dmul(inverse, gdni_dselect(curved, gdni_softplus(by), by)));
+                const gdni_dvec curved = gdni_dselect(by, gdni_dset1(r->softplus_threshold), gdni_softplus(by), by);
+                g = gdni_dmul(A, gdni_dmul(inverse, curved));
             }
         }
         gdni_store_double(x + i, gdni_exp(g));
@@ -2211,7 +2618,6 @@ static void gdni_prepare_gates(const gdn_params *r, const gdni_sequence *s, ptrd
     for (ptrdiff_t t = 0; t < count; t++) {
         float *decay = w->decay + t * kp;
         const float *q = w->q + t * kp, *k = w->k + t * kp;
-        gdni_prefetch_row(&r->a, s, t0 + t + GDNI_AHEAD, hv, K);
         gdni_load_row(gdni_row(&r->a, s, t0 + t, hv), r->a.dtype, K, kp, decay);
         gdni_decays(r, hv, w->bias, true, kp, decay);
         for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES) {
@@ -2231,20 +2637,18 @@ typedef struct GDNI_NAME(sweep_args) {
 } GDNI_NAME(sweep_args);
 #define gdni_sweep_args GDNI_NAME(sweep_args)
 
-/* nv vectors of columns, held as [rows][nv vectors]. `sixteen`: sixteen partial sums
- * over the rows, taken in the order in which they can be folded as they come (0+8, 4+12, their sum, ...). */
-GDNI_INLINE void gdni_sweep_block(const gdni_sweep_args *x, float *tile, ptrdiff_t rows, const int nv,
-                                  const bool update, const bool sums, const bool sixteen) {
+/* A tile is nv vectors of columns wide, held as [rows][nv vectors]. `sixteen`: sixteen partial sums over the rows,
+ * taken in the order in which they can be folded as they come (0+8, 4+12, their sum, ...). */
+GDNI_INLINE void gdni_sweep(const gdni_sweep_args *x, float *tile, ptrdiff_t rows, const int nv, const bool update,
+                            const bool sums, const bool sixteen) {
     static const unsigned char order[GDNI_LANES16] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
     const int groups = sixteen && sums ? GDNI_LANES16 : 1;
-    const float *k = x->k, *decay = x->decay, *kn = x->kn, *qn = x->qn;
+    const float *k = x->k, *decay = x->decay, *d = x->d, *kn = x->kn, *qn = x->qn;
     const ptrdiff_t decay_stride = x->decay_stride;
-    gdni_vec A[4], B[4], d[4], open_A[4][4], open_B[4][4];
-    GDNI_UNROLL
-    for (int j = 0; j < nv; j++) d[j] = gdni_load(x->d + j * GDNI_LANES);
+    gdni_vec A[4], B[4], open_A[4][4], open_B[4][4];
     for (int group = 0; group < groups; group++) {
         GDNI_UNROLL
-        for (int j = 0; j < nv; j++) A[j] = B[j] = gdni_set1(0.0f);
+        for (int j = 0; j < nv && sums; j++) A[j] = B[j] = gdni_set1(0.0f);
         for (ptrdiff_t i = order[group]; i < rows; i += groups) {
             float *row = tile + i * nv * GDNI_LANES;
             const gdni_vec k_i = gdni_set1(update ? k[i] : 0.0f),
@@ -2254,7 +2658,7 @@ GDNI_INLINE void gdni_sweep_block(const gdni_sweep_args *x, float *tile, ptrdiff
             for (int j = 0; j < nv; j++) {
                 gdni_vec s = gdni_load(row + j * GDNI_LANES);
                 if (update) {
-                    s = gdni_fma(k_i, d[j], gdni_mul(decay_i, s));
+                    s = gdni_fma(k_i, gdni_load(d + j * GDNI_LANES), gdni_mul(decay_i, s));
                     gdni_store(row + j * GDNI_LANES, s);
                 }
                 if (sums) {
@@ -2278,39 +2682,11 @@ GDNI_INLINE void gdni_sweep_block(const gdni_sweep_args *x, float *tile, ptrdiff
             if (!(open & 1)) break;
         }
     }
-    if (!sums) return;
     GDNI_UNROLL
-    for (int j = 0; j < nv; j++) {
+    for (int j = 0; j < nv && sums; j++) {
         gdni_store(x->A + j * GDNI_LANES, A[j]);
         gdni_store(x->B + j * GDNI_LANES, B[j]);
     }
-}
-
-/* A tile is one block of columns, at most four vectors wide. */
-GDNI_INLINE void gdni_sweep_tile(const gdni_sweep_args *x, float *tile, ptrdiff_t rows, ptrdiff_t columns,
-                                 const bool update, const bool sums, const bool sixteen) {
-    if (columns > 3 * GDNI_LANES)
-        gdni_sweep_block(x, tile, rows, 4, update, sums, sixteen);
-    else if (columns > 2 * GDNI_LANES)
-        gdni_sweep_block(x, tile, rows, 3, update, sums, sixteen);
-    else if (columns > GDNI_LANES)
-        gdni_sweep_block(x, tile, rows, 2, update, sums, sixteen);
-    else
-        gdni_sweep_block(x, tile, rows, 1, update, sums, sixteen);
-}
-
-static void gdni_sweep(const gdni_sweep_args *x, float *tile, ptrdiff_t rows, ptrdiff_t columns, bool sixteen,
-                       bool update, bool sums) {
-    if (!sums)
-        gdni_sweep_tile(x, tile, rows, columns, true, false, false);
-    else if (sixteen && update)
-        gdni_sweep_tile(x, tile, rows, columns, true, true, true);
-    else if (sixteen)
-        gdni_sweep_tile(x, tile, rows, columns, false, true, true);
-    else if (update)
-        gdni_sweep_tile(x, tile, rows, columns, true, true, false);
-    else
-        gdni_sweep_tile(x, tile, rows, columns, false, true, false);
 }
 
 /* Copies the columns of a segment from a state matrix (NULL: zeros) into its tile, or (store) back. */
@@ -2348,48 +2724,40 @@ static void gdni_move_tile(const gdn_params *r, gdni_matrix m, const gdni_segmen
     }
 }
 
-/* From the sums of token t0 + t to its d and output: d = beta * (v - factor A), o = factor B + (q.k) d. */
-static void gdni_finish_token(const gdn_params *r, const gdni_sequence *s, const gdni_segment *x, ptrdiff_t t0,
-                              ptrdiff_t t, const gdni_workspace *w) {
-    const ptrdiff_t columns = x->c1 - x->c0, width = gdni_round_up(columns, GDNI_LANES);
-    const gdni_vec factor = gdni_set1(r->is_kda ? 1.0f : w->gate[t]), qk = gdni_set1(w->qk[t]);
-    const gdni_vec minus_factor = gdni_sub(gdni_set1(0.0f), factor);
-    const float *v = x->v + t * x->pitch;
-    float *o = x->o + t * x->pitch;
-    if (r->beta_per_column) { /* d is free until it is set below */
-        const char *b = (const char *)gdni_row(&r->b, s, t0 + t, x->value_head);
-        gdni_load_row(b + x->c0 * gdni_dtype_size(r->b.dtype), r->b.dtype, columns, width, w->d);
-        gdni_betas(r, width, w->d);
-    }
-    for (ptrdiff_t c = 0; c < width; c += GDNI_LANES) {
-        const gdni_vec beta = r->beta_per_column ? gdni_load(w->d + c) : gdni_set1(w->beta[t]);
-        const gdni_vec d = gdni_mul(beta, gdni_fma(minus_factor, gdni_load(w->A + c), gdni_load(v + c)));
-        gdni_store(w->d + c, d);
-        gdni_store(o + c, gdni_fma(qk, d, gdni_mul(factor, gdni_load(w->B + c))));
-    }
+/* From the sums of a token, A and B, to its d = beta * (v - factor A) and its output o = factor B + (q.k) d. */
+GDNI_INLINE gdni_vec gdni_finish(gdni_vec factor, gdni_vec qk, gdni_vec beta, gdni_vec A, gdni_vec B, const float *v,
+                                 float *o) {
+    const gdni_vec d = gdni_mul(beta, gdni_fma(gdni_sub(gdni_set1(0.0f), factor), A, gdni_load(v)));
+    gdni_store(o, gdni_fma(qk, d, gdni_mul(factor, B)));
+    return d;
 }
 
-/* The rows of one head lie a whole token apart, often a page of memory or more: v is gathered and o scattered for all
- * heads of a group at once, where nothing waits for them. */
-static void gdni_gather_v(const gdn_params *r, const gdni_sequence *s, const gdni_segment *heads, int num_heads,
-                          ptrdiff_t t0, ptrdiff_t count) {
+/* beta_per_column: those of token t, in w->d. */
+static void gdni_column_betas(const gdn_params *r, const gdni_sequence *s, const gdni_segment *x, ptrdiff_t t,
+                              const gdni_workspace *w) {
+    const ptrdiff_t columns = x->c1 - x->c0, width = gdni_round_up(columns, GDNI_LANES);
+    const char *b = (const char *)gdni_row(&r->b, s, t, x->value_head);
+    gdni_load_row(b + x->c0 * gdni_dtype_size(r->b.dtype), r->b.dtype, columns, width, w->d);
+    gdni_betas(r, width, w->d);
+}
+
+/* v is gathered and o scattered for all heads of a group at once, where nothing waits for them. */
+static void gdni_gather_v(const gdn_params *r, const gdni_group *g, ptrdiff_t t0, ptrdiff_t count) {
     const ptrdiff_t size = gdni_dtype_size(r->v.dtype);
     for (ptrdiff_t t = 0; t < count; t++)
-        for (const gdni_segment *x = heads; x < heads + num_heads; x++) {
+        for (const gdni_segment *x = g->heads; x < g->heads + g->num_heads; x++) {
             const ptrdiff_t columns = x->c1 - x->c0, padded = gdni_round_up(columns, GDNI_LANES);
-            const char *v = (const char *)gdni_row(&r->v, s, t0 + t, x->value_head) + x->c0 * size;
+            const char *v = (const char *)gdni_row(&r->v, &g->s, t0 + t, x->value_head) + x->c0 * size;
             gdni_load_row(v, r->v.dtype, columns, padded, x->v + t * x->pitch);
         }
 }
 
-static void gdni_scatter_o(const gdn_params *r, const gdni_sequence *s, const gdni_segment *heads, int num_heads,
-                           ptrdiff_t t0, ptrdiff_t count) {
+static void gdni_scatter_o(const gdn_params *r, const gdni_group *g, ptrdiff_t t0, ptrdiff_t count) {
     const ptrdiff_t size = gdni_dtype_size(r->o.dtype);
     for (ptrdiff_t t = 0; t < count; t++)
-        for (const gdni_segment *x = heads; x < heads + num_heads; x++) {
-            char *o = (char *)r->o.data + (gdni_output_offset(r, s, t0 + t, x->value_head) + x->c0) * size;
-            gdni_store_row(o, r->o.dtype, x->c1 - x->c0, x->o + t * x->pitch);
-        }
+        for (const gdni_segment *x = g->heads; x < g->heads + g->num_heads; x++)
+            gdni_store_row(gdni_output_row(r, &g->s, t0 + t, x->value_head) + x->c0 * size, r->o.dtype, x->c1 - x->c0,
+                           x->o + t * x->pitch);
 }
 
 /* A decay of 0 must forget a state whose sums overflow, and 0 times that is not 0: it goes into k and q first. */
@@ -2412,32 +2780,80 @@ static void gdni_aim_update(const gdn_params *r, gdni_sweep_args *x, ptrdiff_t t
     x->decay_stride = r->is_kda ? 1 : 0;
 }
 
-/* Tokens t0 to t0 + count of one block of columns, whose q, k and gates are prepared. */
-static void gdni_run_block(const gdn_params *r, const gdni_sequence *s, ptrdiff_t n, const gdni_segment *x,
-                           ptrdiff_t t0, ptrdiff_t count, const gdni_workspace *w) {
-    const ptrdiff_t K = r->head_k_dim, columns = x->c1 - x->c0;
-    const bool sixteen = r->state_layout == GDN_STATE_VK, tree = r->retrieve_parent_token.data != NULL && s->row >= 0;
+/* What to ask for while a tile is worked on: of each token of the block its own rows of o, and every `parts`-th row of
+ * what is prepared next, tokens t0 and on of a group. */
+typedef struct GDNI_NAME(ahead) {
+    const gdni_group *group;
+    ptrdiff_t t0, part, parts;
+} GDNI_NAME(ahead);
+#define gdni_ahead GDNI_NAME(ahead)
+
+/* Tokens t0 to t0 + count of a tile, whose q, k, v and gates are prepared. */
+GDNI_INLINE void gdni_run_tokens(const gdn_params *r, const gdni_group *g, const gdni_segment *x, ptrdiff_t t0,
+                                 ptrdiff_t count, const gdni_ahead *ahead, const gdni_workspace *w, const int nv,
+                                 const bool sixteen) {
+    const gdni_sequence *s = &g->s;
+    const ptrdiff_t K = r->head_k_dim, size = gdni_dtype_size(r->o.dtype);
+    const bool tree = r->retrieve_parent_token.data != NULL && s->row >= 0;
     const bool every_step = s->row >= 0 || r->ssm_state_indices.data != NULL;
     bool have_sums = false; /* A and B are those of token t */
+    const bool column_betas = r->beta_per_column;
+    const float *v = x->v;
+    float *o = x->o, *A = w->A, *B = w->B, *d = w->d;
     gdni_sweep_args args;
     memset(&args, 0, sizeof args);
-    args.A = w->A, args.B = w->B, args.d = w->d;
-    for (ptrdiff_t t = 0; t < count; t++) {
-        const int64_t parent = tree ? gdni_parent(r, s, n, t0 + t) : -1;
+    args.A = A, args.B = B, args.d = d;
+    for (ptrdiff_t t = 0; t < count; t++, v += x->pitch, o += x->pitch) {
+        const int64_t parent = tree ? gdni_parent(r, s, g->n, t0 + t) : -1;
+        const gdni_vec factor = gdni_set1(r->is_kda ? 1.0f : w->gate[t]), qk = gdni_set1(w->qk[t]);
+        const gdni_vec beta = gdni_set1(w->beta[t]);
         if (parent >= 0) gdni_move_tile(r, gdni_cache_matrix(r, s->row, parent, x->value_head), x, false, w);
         if (!have_sums) {
             gdni_aim_sums(r, &args, t, w);
-            gdni_sweep(&args, x->tile, K, columns, sixteen, false, true);
+            gdni_sweep(&args, x->tile, K, nv, false, true, sixteen);
         }
-        gdni_finish_token(r, s, x, t0, t, w);
+        if (column_betas) gdni_column_betas(r, s, x, t0 + t, w);
+        GDNI_UNROLL
+        for (int j = 0; j < nv; j++) {
+            const int at = j * GDNI_LANES;
+            const gdni_vec beta_j = column_betas ? gdni_load(d + at) : beta;
+            gdni_store(d + at, gdni_finish(factor, qk, beta_j, gdni_load(A + at), gdni_load(B + at), v + at, o + at));
+        }
+        gdni_prefetch(gdni_output_row(r, s, t0 + t, x->value_head) + x->c0 * size, (x->c1 - x->c0) * size);
+        gdni_fetch(r, ahead->group, ahead->t0 + t, ahead->part, ahead->parts);
         have_sums = t + 1 < count && !tree;
-        if (have_sums) gdni_aim_sums(r, &args, t + 1, w);
         gdni_aim_update(r, &args, t, w);
-        gdni_sweep(&args, x->tile, K, columns, sixteen, true, have_sums);
+        if (have_sums) {
+            gdni_aim_sums(r, &args, t + 1, w);
+            gdni_sweep(&args, x->tile, K, nv, true, true, sixteen);
+        } else
+            gdni_sweep(&args, x->tile, K, nv, true, false, sixteen);
         if (every_step) gdni_move_tile(r, gdni_cache_matrix(r, s->row, t0 + t, x->value_head), x, true, w);
         if (every_step || t0 + t + 1 == s->length)
-            gdni_move_tile(r, gdni_pool_matrix(r, gdni_step_slot(r, s, n, t0 + t), x->value_head), x, true, w);
+            gdni_move_tile(r, gdni_pool_matrix(r, gdni_step_slot(r, s, g->n, t0 + t), x->value_head), x, true, w);
     }
+}
+
+static void gdni_run_tile(const gdn_params *r, const gdni_group *g, const gdni_segment *x, ptrdiff_t t0,
+                          ptrdiff_t count, const gdni_ahead *ahead, const gdni_workspace *w) {
+    const ptrdiff_t nv = (x->c1 - x->c0 - 1) / GDNI_LANES + 1;
+    const bool vk = r->state_layout == GDN_STATE_VK;
+    if (nv == 4 && vk)
+        gdni_run_tokens(r, g, x, t0, count, ahead, w, 4, true);
+    else if (nv == 4)
+        gdni_run_tokens(r, g, x, t0, count, ahead, w, 4, false);
+    else if (nv == 3 && vk)
+        gdni_run_tokens(r, g, x, t0, count, ahead, w, 3, true);
+    else if (nv == 3)
+        gdni_run_tokens(r, g, x, t0, count, ahead, w, 3, false);
+    else if (nv == 2 && vk)
+        gdni_run_tokens(r, g, x, t0, count, ahead, w, 2, true);
+    else if (nv == 2)
+        gdni_run_tokens(r, g, x, t0, count, ahead, w, 2, false);
+    else if (vk)
+        gdni_run_tokens(r, g, x, t0, count, ahead, w, 1, true);
+    else
+        gdni_run_tokens(r, g, x, t0, count, ahead, w, 1, false);
 }
 
 /* ---- One token: the state is read once and written once, where it lies ---- */
@@ -2453,25 +2869,31 @@ GDNI_INLINE void gdni_ask_ahead(const char *next, ptrdiff_t pitch, ptrdiff_t siz
 /* A and B over `rows` rows of nv vectors of a GDN_STATE_KV matrix, `pitch` bytes apart. */
 GDNI_INLINE void gdni_sums_kv(const gdni_sweep_args *x, const char *state, gdn_dtype dtype, const char *next,
                               ptrdiff_t pitch, ptrdiff_t rows, const int nv) {
-    const ptrdiff_t bytes = GDNI_LANES * gdni_dtype_size(dtype);
+    const ptrdiff_t bytes = nv * GDNI_LANES * gdni_dtype_size(dtype);
+    const bool dealt = GDNI_LANES > 1 && dtype == GDN_BF16 && nv % 2 == 0;
     const float *kn = x->kn, *qn = x->qn;
-    gdni_vec A[4], B[4];
+    gdni_vec A[GDNI_STREAM], B[GDNI_STREAM];
     GDNI_UNROLL
     for (int j = 0; j < nv; j++) A[j] = B[j] = gdni_set1(0.0f);
     for (ptrdiff_t i = 0; i < rows; i++) {
         const gdni_vec kn_i = gdni_set1(kn[i]), qn_i = gdni_set1(qn[i]);
-        gdni_ask_ahead(next, pitch, nv * bytes, i, rows, false);
+        gdni_ask_ahead(next, pitch, bytes, i, rows, false);
         GDNI_UNROLL
         for (int j = 0; j < nv; j++) {
-            const gdni_vec s = gdni_load_vec(state + i * pitch + j * bytes, dtype);
+            const gdni_vec s = gdni_load_dealt(state + i * pitch, j, dtype, dealt);
             A[j] = gdni_fma(kn_i, s, A[j]);
             B[j] = gdni_fma(qn_i, s, B[j]);
         }
     }
     GDNI_UNROLL
     for (int j = 0; j < nv; j++) {
-        gdni_store(x->A + j * GDNI_LANES, A[j]);
-        gdni_store(x->B + j * GDNI_LANES, B[j]);
+        if (!dealt) {
+            gdni_store(x->A + j * GDNI_LANES, A[j]);
+            gdni_store(x->B + j * GDNI_LANES, B[j]);
+        } else if (j % 2 == 0) {
+            gdni_undeal(&A[j], &A[j + 1], x->A + j * GDNI_LANES);
+            gdni_undeal(&B[j], &B[j + 1], x->B + j * GDNI_LANES);
+        }
     }
 }
 
@@ -2479,6 +2901,7 @@ GDNI_INLINE void gdni_sums_kv(const gdni_sweep_args *x, const char *state, gdn_d
 GDNI_INLINE void gdni_sums_vk(const gdni_sweep_args *x, const char *state, gdn_dtype dtype, const char *next,
                               ptrdiff_t kp, ptrdiff_t columns) {
     const ptrdiff_t size = gdni_dtype_size(dtype);
+    const float *kn = x->kn, *qn = x->qn;
     for (ptrdiff_t c = 0; c < columns; c += GDNI_VK_ROWS) {
         gdni_vec part[GDNI_VK_ROWS == 4 ? 8 : 4][GDNI_NAME(parts)]; /* A of each row, B of each row */
         float sums[8];
@@ -2497,7 +2920,7 @@ GDNI_INLINE void gdni_sums_vk(const gdni_sweep_args *x, const char *state, gdn_d
             GDNI_UNROLL
             for (int p = 0; p < GDNI_NAME(parts); p++) {
                 const ptrdiff_t at = i + p * GDNI_LANES;
-                const gdni_vec k = gdni_load(x->kn + at), q = gdni_load(x->qn + at);
+                const gdni_vec k = gdni_load(kn + at), q = gdni_load(qn + at);
                 GDNI_UNROLL
                 for (int j = 0; j < GDNI_VK_ROWS; j++) {
                     const gdni_vec s = gdni_load_vec(row[j] + at * size, dtype);
@@ -2516,14 +2939,30 @@ GDNI_INLINE void gdni_sums_vk(const gdni_sweep_args *x, const char *state, gdn_d
 }
 
 GDNI_INLINE void gdni_update_kv(const gdni_sweep_args *x, const char *from, gdn_dtype dtype, char *to, const char *next,
-                                ptrdiff_t pitch, ptrdiff_t rows, ptrdiff_t columns) {
-    const ptrdiff_t size = gdni_dtype_size(dtype);
+                                ptrdiff_t pitch, ptrdiff_t rows, const int nv) {
+    const ptrdiff_t bytes = GDNI_LANES * gdni_dtype_size(dtype);
+    const bool dealt = GDNI_LANES > 1 && dtype == GDN_BF16 && nv % 2 == 0;
+    const float *k = x->k, *decay = x->decay;
+    gdni_vec d[GDNI_STREAM], s[GDNI_STREAM];
+    GDNI_UNROLL
+    for (int j = 0; j < nv; j++) {
+        if (!dealt)
+            d[j] = gdni_load(x->d + j * GDNI_LANES);
+        else if (j % 2 == 0)
+            gdni_deal(x->d + j * GDNI_LANES, &d[j], &d[j + 1]);
+    }
     for (ptrdiff_t i = 0; i < rows; i++) {
-        const gdni_vec k = gdni_set1(x->k[i]), decay = gdni_set1(x->decay[i]);
-        gdni_ask_ahead(next, pitch, columns * size, i, rows, true);
-        for (ptrdiff_t c = 0; c < columns; c += GDNI_LANES) {
-            const gdni_vec s = gdni_load_vec(from + i * pitch + c * size, dtype);
-            gdni_store_vec(to + i * pitch + c * size, dtype, gdni_fma(k, gdni_load(x->d + c), gdni_mul(decay, s)));
+        const gdni_vec k_i = gdni_set1(k[i]), decay_i = gdni_set1(decay[i]);
+        gdni_ask_ahead(next, pitch, nv * bytes, i, rows, true);
+        GDNI_UNROLL
+        for (int j = 0; j < nv; j++)
+            s[j] = gdni_fma(k_i, d[j], gdni_mul(decay_i, gdni_load_dealt(from + i * pitch, j, dtype, dealt)));
+        GDNI_UNROLL
+        for (int j = 0; j < nv; j++) {
+            if (!dealt)
+                gdni_store_vec(to + i * pitch + j * bytes, dtype, s[j]);
+            else if (j % 2 == 0)
+                gdni_store_dealt(to + i * pitch, j, s[j], s[j + 1]);
         }
     }
 }
@@ -2531,39 +2970,56 @@ GDNI_INLINE void gdni_update_kv(const gdni_sweep_args *x, const char *from, gdn_
 GDNI_INLINE void gdni_update_vk(const gdni_sweep_args *x, const char *from, gdn_dtype dtype, char *to, const char *next,
                                 ptrdiff_t kp, ptrdiff_t columns) {
     const ptrdiff_t size = gdni_dtype_size(dtype);
+    const float *k = x->k, *decay = x->decay;
     for (ptrdiff_t c = 0; c < columns; c++) {
         const gdni_vec d = gdni_set1(x->d[c]);
         gdni_ask_ahead(next, kp * size, kp * size, c, columns, true);
         for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES) {
             const gdni_vec s = gdni_load_vec(from + (c * kp + i) * size, dtype);
-            const gdni_vec decayed = gdni_mul(gdni_load(x->decay + i), s);
-            gdni_store_vec(to + (c * kp + i) * size, dtype, gdni_fma(gdni_load(x->k + i), d, decayed));
+            const gdni_vec decayed = gdni_mul(gdni_load(decay + i), s);
+            gdni_store_vec(to + (c * kp + i) * size, dtype, gdni_fma(gdni_load(k + i), d, decayed));
         }
     }
 }
 
-/* Columns c0 to c1 of x->value_head; `from` and `to` are the matrices' first bytes of those columns. */
+/* Columns of x->value_head; `from` and `to` are the matrices' first bytes of those columns. GDN_STATE_KV: nv vectors.
+ */
 GDNI_INLINE void gdni_stream_columns(const gdn_params *r, const gdni_sequence *s, const gdni_segment *x,
                                      const gdni_sweep_args *args, gdn_dtype dtype, const char *from, char *to,
-                                     const char *next, const gdni_workspace *w) {
+                                     const char *next, const gdni_workspace *w, const bool vk, const int nv) {
     const ptrdiff_t columns = x->c1 - x->c0, K = r->head_k_dim, pitch = r->head_v_dim * gdni_dtype_size(dtype);
-    const bool vk = r->state_layout == GDN_STATE_VK;
+    const gdni_vec factor = gdni_set1(r->is_kda ? 1.0f : w->gate[0]), qk = gdni_set1(w->qk[0]);
     if (vk)
         gdni_sums_vk(args, from, dtype, next, K, columns);
-    else if (columns > 3 * GDNI_LANES)
-        gdni_sums_kv(args, from, dtype, next, pitch, K, 4);
-    else if (columns > 2 * GDNI_LANES)
-        gdni_sums_kv(args, from, dtype, next, pitch, K, 3);
-    else if (columns > GDNI_LANES)
-        gdni_sums_kv(args, from, dtype, next, pitch, K, 2);
     else
-        gdni_sums_kv(args, from, dtype, next, pitch, K, 1);
-    gdni_finish_token(r, s, x, 0, 0, w);
+        gdni_sums_kv(args, from, dtype, next, pitch, K, nv);
+    if (r->beta_per_column) gdni_column_betas(r, s, x, 0, w);
+    for (ptrdiff_t c = 0; c < columns; c += GDNI_LANES) {
+        const gdni_vec beta = r->beta_per_column ? gdni_load(w->d + c) : gdni_set1(w->beta[0]);
+        gdni_store(w->d + c,
+                   gdni_finish(factor, qk, beta, gdni_load(w->A + c), gdni_load(w->B + c), x->v + c, x->o + c));
+    }
     if (to == NULL) return;
     if (vk)
         gdni_update_vk(args, from, dtype, to, next, K, columns);
     else
-        gdni_update_kv(args, from, dtype, to, next, pitch, K, columns);
+        gdni_update_kv(args, from, dtype, to, next, pitch, K, nv);
+}
+
+GDNI_INLINE void gdni_stream_dtype(const gdn_params *r, const gdni_sequence *s, const gdni_segment *x,
+                                   const gdni_sweep_args *args, gdn_dtype dtype, const char *from, char *to,
+                                   const char *next, const gdni_workspace *w) {
+    const ptrdiff_t nv = (x->c1 - x->c0) / GDNI_LANES;
+    if (r->state_layout == GDN_STATE_VK)
+        gdni_stream_columns(r, s, x, args, dtype, from, to, next, w, true, 0);
+    else if (nv == GDNI_STREAM)
+        gdni_stream_columns(r, s, x, args, dtype, from, to, next, w, false, GDNI_STREAM);
+    else if (nv == 4)
+        gdni_stream_columns(r, s, x, args, dtype, from, to, next, w, false, 4);
+    else if (nv == 2)
+        gdni_stream_columns(r, s, x, args, dtype, from, to, next, w, false, 2);
+    else
+        gdni_stream_columns(r, s, x, args, dtype, from, to, next, w, false, 1);
 }
 
 /* Whether a sequence can be streamed: one token, nothing but the pool to write, rows of whole vectors. */
@@ -2580,7 +3036,8 @@ static void gdni_stream(const gdn_params *r, const gdni_sequence *s, ptrdiff_t n
     const gdni_matrix from = gdni_pool_matrix(r, s->read, segment->value_head);
     const gdni_matrix to = gdni_pool_matrix(r, gdni_step_slot(r, s, n, 0), segment->value_head);
     const ptrdiff_t stride = (vk ? r->head_k_dim : 1) * gdni_dtype_size(from.dtype);
-    gdni_segment x = *segment;
+    ptrdiff_t width;
+    gdni_segment x;
     gdni_sweep_args args;
     memset(&args, 0, sizeof args);
     args.A = w->A, args.B = w->B, args.d = w->d;
@@ -2593,102 +3050,88 @@ static void gdni_stream(const gdn_params *r, const gdni_sequence *s, ptrdiff_t n
     for (ptrdiff_t c = segment->c0; c < segment->c1; c = x.c1) {
         const char *in = from.data + c * stride, *ahead;
         char *out = to.data == NULL ? NULL : to.data + c * stride;
-        x.c0 = c;
-        x.c1 = gdni_min(c + (vk ? GDNI_SLICE : 4 * GDNI_LANES), segment->c1);
-        x.v = segment->v + (c - segment->c0);
-        x.o = segment->o + (c - segment->c0);
+        if (vk)
+            width = gdni_min(GDNI_SLICE, segment->c1 - c);
+        else
+            for (width = GDNI_STREAM * GDNI_LANES; width > segment->c1 - c;) width /= 2;
+        x = gdni_columns(segment, c, c + width, w);
         if (x.c1 < segment->c1)
             ahead = from.data + x.c1 * stride;
         else
             ahead = next == NULL ? NULL : next + segment->c0 * stride;
         if (from.dtype == GDN_F32)
-            gdni_stream_columns(r, s, &x, &args, GDN_F32, in, out, ahead, w);
+            gdni_stream_dtype(r, s, &x, &args, GDN_F32, in, out, ahead, w);
         else if (from.dtype == GDN_BF16)
-            gdni_stream_columns(r, s, &x, &args, GDN_BF16, in, out, ahead, w);
+            gdni_stream_dtype(r, s, &x, &args, GDN_BF16, in, out, ahead, w);
         else
-            gdni_stream_columns(r, s, &x, &args, GDN_F16, in, out, ahead, w);
+            gdni_stream_dtype(r, s, &x, &args, GDN_F16, in, out, ahead, w);
     }
 }
 
-/* Items first to last of one sequence and key head, at most GDNI_RUN of them; `next`: see gdni_stream. */
-static void gdni_run_group(const gdn_params *r, const gdni_sequence *s, ptrdiff_t first, ptrdiff_t last,
-                           const char *next, const gdni_workspace *w) {
-    gdni_segment heads[GDNI_RUN];
-    const gdni_item start = gdni_get_item(r, first);
-    /* A tile should stay in first-level cache; narrower than two vectors it would wait for its own sums. */
-    const ptrdiff_t width = (w->kp > GDNI_CACHED_ROWS * 16 / GDNI_LANES ? 2 : 4) * GDNI_LANES;
-    int count = 0;
-    for (ptrdiff_t i = first; i < last; i++) {
-        const gdni_item x = gdni_get_item(r, i);
-        if (count > 0 && heads[count - 1].value_head == x.value_head) {
-            heads[count - 1].c1 = x.c1;
-        } else {
-            heads[count].value_head = x.value_head;
-            heads[count].c0 = x.c0, heads[count].c1 = x.c1;
-            heads[count].v = w->v + (i - first) * GDNI_SLICE;
-            heads[count].o = w->o + (i - first) * GDNI_SLICE;
-            heads[count].pitch = w->columns;
-            heads[count++].tile = w->tiles + (i - first) * GDNI_SLICE * w->kp;
-        }
-    }
+/* `next`: the group that follows, or NULL. */
+static void gdni_run_group(const gdn_params *r, const gdni_group *g, const gdni_group *next, const gdni_workspace *w) {
+    const gdni_sequence *s = &g->s;
+    const ptrdiff_t length = s->length;
+    /* Narrower than two vectors a tile would wait for its own sums. */
+    const ptrdiff_t fit = GDNI_TILE_KIB * 1024 / 4 / GDNI_LANES / w->kp;
+    const ptrdiff_t width = (fit < 2 ? 2 : gdni_min(fit, 4)) * GDNI_LANES;
+    const bool streams = gdni_streams(r, s);
     /* What vectors read past the columns and tokens in use. */
     memset(w->A, 0, (size_t)w->columns * sizeof(float));
     memset(w->B, 0, (size_t)w->columns * sizeof(float));
     memset(w->gate, 0, (size_t)(w->block + GDNI_LANES16) * sizeof(float));
     memset(w->beta, 0, (size_t)(w->block + GDNI_LANES16) * sizeof(float));
-    for (ptrdiff_t t = 0; t < s->length; t += w->block) {
-        const ptrdiff_t tokens = gdni_min(w->block, s->length - t);
-        gdni_prepare_qk(r, s, start.key_head, t, tokens, w);
-        gdni_gather_v(r, s, heads, count, t, tokens);
-        for (int i = 0; i < count; i++) {
-            gdni_prepare_gates(r, s, heads[i].value_head, t, tokens, w);
-            if (gdni_streams(r, s)) {
-                const char *after = i + 1 < count ? gdni_pool_matrix(r, s->read, heads[i + 1].value_head).data : next;
-                gdni_stream(r, s, start.n, &heads[i], after, w);
+    for (ptrdiff_t t = 0; t < length; t += w->block) {
+        const ptrdiff_t count = gdni_min(w->block, length - t);
+        gdni_ahead ahead = {t + count < length || next == NULL ? g : next, t + count < length ? t + count : 0, 0, 0};
+        for (int i = 0; i < g->num_heads; i++)
+            ahead.parts += gdni_round_up(g->heads[i].c1 - g->heads[i].c0, width) / width;
+        if (next == NULL && t + count == length) ahead.t0 = length;
+        gdni_prepare_qk(r, s, g->key_head, t, count, w);
+        gdni_gather_v(r, g, t, count);
+        for (int i = 0; i < g->num_heads; i++) {
+            const gdni_segment *head = &g->heads[i];
+            gdni_prepare_gates(r, s, head->value_head, t, count, w);
+            if (streams) {
+                const bool inside = i + 1 < g->num_heads;
+                const gdni_sequence *after = inside ? s : next == NULL ? NULL : &next->s;
+                const gdni_segment *follower = inside ? head + 1 : next == NULL ? NULL : next->heads;
+                gdni_fetch(r, ahead.group, ahead.t0, i, g->num_heads);
+                gdni_stream(r, s, g->n, head,
+                            after == NULL ? NULL : gdni_pool_matrix(r, after->read, follower->value_head).data, w);
                 continue;
             }
-            for (ptrdiff_t c = heads[i].c0; c < heads[i].c1; c += width) {
-                gdni_segment x = heads[i];
-                x.c0 = c, x.c1 = gdni_min(c + width, x.c1);
-                x.tile += (c - heads[i].c0) * w->kp;
-                x.v += c - heads[i].c0;
-                x.o += c - heads[i].c0;
+            for (ptrdiff_t c = head->c0; c < head->c1; c += width, ahead.part++) {
+                const gdni_segment x = gdni_columns(head, c, gdni_min(c + width, head->c1), w);
                 if (t == 0) gdni_move_tile(r, gdni_pool_matrix(r, s->read, x.value_head), &x, false, w);
-                gdni_run_block(r, s, start.n, &x, t, tokens, w);
+                gdni_run_tile(r, g, &x, t, count, &ahead, w);
             }
         }
-        gdni_scatter_o(r, s, heads, count, t, tokens);
+        gdni_scatter_o(r, g, t, count);
     }
 }
 
 static void gdni_run_items(const gdn_params *r, ptrdiff_t first, ptrdiff_t last, float *scratch) {
-    const ptrdiff_t per_key_head = gdni_group(r) * gdni_slices(r);
     gdni_workspace w;
+    gdni_group groups[2]; /* the one that runs and the next */
     gdni_layout(r, scratch, &w);
-    while (first < last) {
-        const ptrdiff_t end = (first / per_key_head + 1) * per_key_head;
-        const ptrdiff_t stop = gdni_min(gdni_min(first + GDNI_RUN, end), last);
-        const gdni_sequence s = gdni_get_sequence(r, gdni_get_item(r, first).n);
-        const char *next = NULL;
-        if (stop < last) {
-            const gdni_item x = gdni_get_item(r, stop);
-            const gdni_sequence ahead = gdni_get_sequence(r, x.n);
-            next = gdni_pool_matrix(r, ahead.read, x.value_head).data;
-            gdni_prefetch_row(&r->q, &ahead, 0, x.key_head, r->head_k_dim);
-            gdni_prefetch_row(&r->k, &ahead, 0, x.key_head, r->head_k_dim);
-            gdni_prefetch_row(&r->v, &ahead, 0, x.value_head, r->head_v_dim);
-        }
-        if (!gdni_skip(r, &s, first, stop)) gdni_run_group(r, &s, first, stop, next, &w);
-        first = stop;
+    if (first < last) groups[0] = gdni_get_group(r, first, last, &w);
+    for (int i = 0; first < last; i = 1 - i) {
+        const gdni_group *g = &groups[i], *next = g->end < last ? &groups[1 - i] : NULL;
+        if (next != NULL) groups[1 - i] = gdni_get_group(r, g->end, last, &w);
+        if (!gdni_skip(r, &g->s, first, g->end)) gdni_run_group(r, g, next, &w);
+        first = g->end;
     }
 }
 
 #undef gdni_half_vec
+#undef gdni_dpart
+#undef gdni_dpart_word
 #undef gdni_vec
 #undef gdni_word
 #undef gdni_half
+#undef gdni_half_word
 #undef gdni_dvec
-#undef gdni_dword
 #undef gdni_set1
 #undef gdni_fma
 #undef gdni_load
@@ -2707,6 +3150,11 @@ static void gdni_run_items(const gdn_params *r, ptrdiff_t first, ptrdiff_t last,
 #undef gdni_dsub
 #undef gdni_ddiv
 #undef gdni_dselect
+#undef gdni_dpart_select
+#undef gdni_dpower
+#undef gdni_dpart_power
+#undef gdni_dmin
+#undef gdni_dmax
 #undef gdni_pair
 #undef gdni_cubic
 #undef gdni_exp
@@ -2716,44 +3164,53 @@ static void gdni_run_items(const gdn_params *r, ptrdiff_t first, ptrdiff_t last,
 #undef gdni_narrow
 #undef gdni_load_vec
 #undef gdni_store_vec
+#undef gdni_round_bf16
+#undef gdni_load_dealt
+#undef gdni_store_dealt
+#undef gdni_deal
+#undef gdni_undeal
 #undef gdni_load_row
 #undef gdni_store_row
 #undef gdni_fold4
-#undef gdni_sum16
+#undef gdni_dot4
 #undef gdni_scale_row
 #undef gdni_prepare_qk
 #undef gdni_decays
 #undef gdni_betas
 #undef gdni_prepare_gates
-#undef gdni_sweep_block
-#undef gdni_sweep_tile
 #undef gdni_sweep
 #undef gdni_move_tile
-#undef gdni_finish_token
+#undef gdni_finish
+#undef gdni_column_betas
 #undef gdni_gather_v
 #undef gdni_scatter_o
 #undef gdni_aim_sums
 #undef gdni_aim_update
-#undef gdni_run_block
+#undef gdni_run_tokens
+#undef gdni_run_tile
 #undef gdni_ask_ahead
 #undef gdni_sums_kv
 #undef gdni_sums_vk
 #undef gdni_update_kv
 #undef gdni_update_vk
 #undef gdni_stream_columns
+#undef gdni_stream_dtype
 #undef gdni_streams
 #undef gdni_stream
 #undef gdni_run_group
 #undef gdni_run_items
 #undef gdni_sweep_args
+#undef gdni_ahead
 #undef GDNI_WHERE
 #undef GDNI_DWHERE
+#undef GDNI_CONVERT
 #undef GDNI_PASTE2
 #undef GDNI_PASTE
 #undef GDNI_NAME
 #undef GDNI_TARGET
 #undef GDNI_LANES
 #undef GDNI_VK_ROWS
+#undef GDNI_STREAM
 #undef GDNI_SET1
 #undef GDNI_DSET1
 #undef GDNI_DMIN

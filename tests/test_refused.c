@@ -1,5 +1,6 @@
 /* What is refused: bad parameters are answered before anything is written, with the argument and the place at fault. */
 #include "gdn_varlen.h"
+#include "guard.h"
 #include "test.h"
 
 #include <float.h>
@@ -11,8 +12,8 @@
 enum { BATCH = 2, STEPS = 3, TOKENS = 6, SEQS = 3, H = 2, HV = 4, K = 8, V = 4, SLOTS = 7, ROWS = 4 };
 enum { STATE = HV * K * V, WIDE = 2 /* floats for one double */, PITCH = 2 * H * K + 2 * HV * V, MANY = 2000 };
 
-/* All the memory of a call, so that one memcmp says whether anything was written. */
-static struct memory {
+/* All the memory of a call, in one guarded block, so that one memcmp says whether anything was written. */
+struct memory {
     float A_log[HV * WIDE], a[TOKENS * HV * K * WIDE], dt_bias[HV * K * WIDE];
     float q[TOKENS * H * K * WIDE], k[TOKENS * H * K * WIDE], v[TOKENS * HV * V * WIDE], b[TOKENS * HV * V * WIDE];
     float o[TOKENS * HV * V * WIDE];
@@ -23,7 +24,9 @@ static struct memory {
     float many_inputs[MANY], many_outputs[MANY], many_states[2 * MANY];
     int64_t many_cu_seqlens[MANY + 1], many_reads[MANY], many_writes[MANY];
     unsigned char scratch[1 << 16];
-} m, before;
+};
+static struct memory *memory, before;
+#define m (*memory)
 
 static gdn_params p;
 
@@ -925,6 +928,11 @@ static void work_items(void **state) {
     }
     assert_int_equal(gdn_run_work_items(&p, 0, count, m.scratch, size), GDN_OK);
     assert_memory_not_equal(m.o, before.o, sizeof m.o);
+    for (gdn_isa isa = GDN_ISA_AUTO; isa < GDN_NUM_ISAS; isa = (gdn_isa)(isa + 1)) {
+        p.isa = isa;
+        assert_int_equal(gdn_run_work_items(&p, 0, count, m.scratch, size),
+                         gdn_isa_supported(isa) ? GDN_OK : GDN_ERROR_ISA);
+    }
 }
 
 /* ---- Names ---- */
@@ -949,10 +957,12 @@ static void statuses(void **state) {
     for (ptrdiff_t i = 0; i < COUNT(outside); i++) {
         assert_string_equal(gdn_status_name((gdn_status)outside[i]), "?");
         assert_string_equal(gdn_status_text((gdn_status)outside[i]), "?");
+        assert_string_equal(gdn_isa_name((gdn_isa)outside[i]), "?");
     }
     for (gdn_isa isa = GDN_ISA_AUTO; isa < GDN_NUM_ISAS; isa = (gdn_isa)(isa + 1))
         for (gdn_isa other = GDN_ISA_AUTO; other < isa; other = (gdn_isa)(other + 1))
             assert_string_not_equal(gdn_isa_name(isa), gdn_isa_name(other));
+    assert_string_equal(gdn_isa_name(GDN_NUM_ISAS), "?");
     assert_int_equal(gdn_version(), GDN_VERSION);
 }
 
@@ -960,6 +970,8 @@ static void statuses(void **state) {
 
 int main(void) {
     test_banner("test_refused");
+    guard_block block = guard_alloc(sizeof(struct memory), GUARD_AFTER);
+    memory = (struct memory *)(void *)block.data;
     const struct CMUnitTest tests[] = {
         TEST(good_calls),
         TEST(required_pointers),
@@ -987,5 +999,7 @@ int main(void) {
         TEST(work_items),
         TEST(statuses),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    const int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    guard_free(&block);
+    return failed;
 }

@@ -325,6 +325,7 @@ call *call_new(const call_config *config) {
     call shape = {.p = config->p, .tolerance = config->tolerance};
     gdn_params *p = &shape.p;
     bool varlen = config->lens.count > 0;
+    if (p->isa == GDN_ISA_AUTO && p->compute == GDN_COMPUTE_F32) p->isa = test_isa();
     if (varlen) {
         p->batch_size = 1;
         p->num_seqs = config->lens.count;

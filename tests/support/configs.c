@@ -1,5 +1,7 @@
 #include "configs.h"
 
+#include <math.h>
+
 #include "rng.h"
 #include "test.h"
 
@@ -30,6 +32,12 @@ const call_config configs[] = {
     {.name = "one by one, vk", .p = {FIXED(2, 3), HEADS(8, 16, 1, 1), POOL(VK, 2, GDN_F32), .is_kda = true}},
     {.name = "long kv", .p = {HEADS(1, 2, 16, 40), POOL(KV, 3, GDN_F32)}, .lens = LIST(273, 64, 1)},
     {.name = "long kda vk", .p = {HEADS(1, 1, 33, 24), POOL(VK, 3, GDN_F32), .is_kda = true}, .lens = LIST(1, 273, 65)},
+    {.name = "decode kv, bfloat16, 4 columns", .p = {FIXED(2, 1), HEADS(1, 2, 20, 4), POOL(KV, 2, GDN_BF16)}},
+    {.name = "decode kv, bfloat16, 8 columns", .p = {FIXED(2, 1), HEADS(1, 2, 20, 8), POOL(KV, 2, GDN_BF16)}},
+    {.name = "decode kv, bfloat16, 16 columns", .p = {FIXED(2, 1), HEADS(1, 2, 20, 16), POOL(KV, 2, GDN_BF16)}},
+    {.name = "decode kv, bfloat16, 24 columns", .p = {FIXED(2, 1), HEADS(1, 2, 20, 24), POOL(KV, 2, GDN_BF16)}},
+    {.name = "tall kv", .p = {FIXED(1, 3), HEADS(1, 1, 900, 70), POOL(KV, 1, GDN_F32), .use_qk_l2norm_in_kernel = true}},
+    {.name = "tall vk", .p = {FIXED(1, 3), HEADS(1, 1, 900, 70), POOL(VK, 1, GDN_F32), .use_qk_l2norm_in_kernel = true}},
     {.name = "many heads", .p = {FIXED(2, 5), HEADS(16, 48, 8, 8), POOL(VK, 2, GDN_F32)}},
     {.name = "decode",
      .p = {FIXED(5, 1), HEADS(2, 4, 64, 64), POOL(VK, 9, GDN_F32)},
@@ -219,46 +227,160 @@ const call_config configs[] = {
 };
 const ptrdiff_t num_configs = COUNT(configs);
 
+/* ---- random calls -------------------------------------------------------------------------------- */
+
+enum { MAX_SEQUENCES = 4, MAX_STEPS = 8, MAX_LIST = MAX_SEQUENCES * MAX_STEPS };
+
+static bool one_in(rng *r, ptrdiff_t n) { return rng_below(r, n) == 0; }
+
+static ptrdiff_t random_size(rng *r, ptrdiff_t usual) {
+    static const ptrdiff_t edges[] = {16, 32, 48, 64, 96, 100, 128, 192};
+    return one_in(r, 8) ? edges[rng_below(r, COUNT(edges))] : 1 + rng_below(r, usual);
+}
+
+/* `count` different numbers below `bound`, each of them -1 instead once in `none` (0: never). */
+static call_list random_numbers(rng *r, int *values, ptrdiff_t count, ptrdiff_t bound, ptrdiff_t none) {
+    int all[MAX_LIST * 2];
+    for (int i = 0; i < bound; i++) all[i] = i;
+    for (ptrdiff_t i = 0; i < count; i++) {
+        ptrdiff_t j = i + rng_below(r, bound - i);
+        values[i] = none > 0 && one_in(r, none) ? -1 : all[j];
+        all[j] = all[i];
+    }
+    return (call_list){count, values};
+}
+
+/* Which slots are read and written: none or n, listed, others to be written, or one for each step. */
+static void random_slots(rng *r, call_config *config, ptrdiff_t N, ptrdiff_t steps) {
+    static int read[MAX_LIST], write[MAX_LIST], accepted[MAX_SEQUENCES];
+    gdn_params *p = &config->p;
+    gdn_state_pool *pool = &p->initial_state_source;
+    pool->num_states = N + rng_below(r, 3);
+    switch (rng_below(r, 5)) {
+    case 0: /* slot n */
+        break;
+    case 1: /* read from the lower ones, perhaps several sequences from one, written to the upper ones */
+        for (ptrdiff_t n = 0; n < N; n++) read[n] = (int)rng_below(r, N + 1) - 1;
+        config->initial_state_indices = (call_list){N, read};
+        config->output_state_indices = random_numbers(r, write, N, N, 5);
+        for (ptrdiff_t n = 0; n < N; n++) write[n] += write[n] < 0 ? 0 : (int)N;
+        pool->num_states = 2 * N;
+        break;
+    case 2:
+        config->ssm_state_indices = random_numbers(r, read, N * steps, N * steps, 8);
+        pool->num_states = N * steps;
+        if (one_in(r, 2)) break;
+        for (ptrdiff_t n = 0; n < N; n++) accepted[n] = 1 + (int)rng_below(r, steps);
+        config->num_accepted_tokens = (call_list){N, accepted};
+        break;
+    default:
+        config->initial_state_indices = random_numbers(r, read, N, pool->num_states, 5);
+    }
+    p->has_null_slot = one_in(r, 4);
+    p->null_slot = rng_below(r, pool->num_states);
+    p->disable_state_update = one_in(r, 5);
+}
+
+static void random_cache(rng *r, call_config *config, ptrdiff_t N, ptrdiff_t steps) {
+    static int rows[MAX_LIST], parents[MAX_LIST];
+    gdn_state_cache *cache = &config->p.intermediate_states_buffer;
+    cache->num_rows = N + rng_below(r, 2);
+    cache->num_steps = steps + rng_below(r, 2);
+    if (one_in(r, 2)) config->intermediate_state_indices = random_numbers(r, rows, N, cache->num_rows, 5);
+    if (one_in(r, 2)) return;
+    for (ptrdiff_t i = 0; i < N * steps; i++) parents[i] = i % steps == 0 ? -1 : (int)rng_below(r, i % steps);
+    config->retrieve_parent_token = (call_list){N * steps, parents};
+}
+
+static void random_options(rng *r, gdn_params *p) {
+    p->padding = (gdn_padding)rng_below(r, 3);
+    p->scale = one_in(r, 2) ? rng_uniform(r, 0.1, 2) : 0;
+    p->use_qk_l2norm_in_kernel = one_in(r, 2);
+    p->l2norm_form = (gdn_l2norm_form)rng_below(r, 4);
+    p->l2norm_eps = one_in(r, 2) ? rng_uniform(r, 1e-6, 1) : 0;
+    p->softplus_beta = one_in(r, 2) ? rng_uniform(r, 0.5, 2) : 0;
+    p->softplus_threshold = one_in(r, 4) ? rng_uniform(r, 1e-3, 3) : 0;
+    p->is_kda = one_in(r, 2);
+    p->gate_input = (gdn_gate_input)rng_below(r, 3);
+    p->has_lower_bound = p->gate_input == GDN_GATE_RAW && one_in(r, 3);
+    p->lower_bound = p->has_lower_bound ? -rng_uniform(r, 0, 5) : 0;
+    p->beta_input = (gdn_beta_input)rng_below(r, 2);
+    p->beta_per_column = one_in(r, 3);
+    p->allow_neg_eigval = p->use_qk_l2norm_in_kernel && one_in(r, 3);
+    p->head_map = (gdn_head_map)rng_below(r, 2);
+}
+
+/* Keys that the operator does not normalise have at most length one: with longer ones the recurrence would amplify
+ * errors without bound. */
+static call *shorten_keys(call *c) {
+    const ptrdiff_t *n = c->array[CALL_K].shape;
+    for (ptrdiff_t i0 = 0; i0 < n[0] && !c->p.use_qk_l2norm_in_kernel; i0++)
+        for (ptrdiff_t i1 = 0; i1 < n[1]; i1++)
+            for (ptrdiff_t i2 = 0; i2 < n[2]; i2++) {
+                double norm = 0;
+                for (ptrdiff_t i3 = 0; i3 < n[3]; i3++) norm = hypot(norm, call_get(c, CALL_K, i0, i1, i2, i3));
+                for (ptrdiff_t i3 = 0; i3 < n[3] && norm > 1; i3++)
+                    call_set(c, CALL_K, i0, i1, i2, i3, call_get(c, CALL_K, i0, i1, i2, i3) / norm);
+            }
+    return c;
+}
+
 call *random_call(ptrdiff_t i) {
-    enum { SEQUENCES = 4 };
     static const gdn_dtype dtypes[] = {GDN_F32, GDN_BF16, GDN_F16};
+    int lens[MAX_SEQUENCES];
     rng r = rng_stream(&i, 1);
-    int lens[SEQUENCES], slots[SEQUENCES];
-    for (int n = 0; n < SEQUENCES; n++) {
-        lens[n] = (int)rng_below(&r, 9);
-        slots[n] = rng_below(&r, 5) == 0 ? -1 : n;
-    }
+    ptrdiff_t N = 1 + rng_below(&r, MAX_SEQUENCES), steps = 1 + rng_below(&r, MAX_STEPS);
     ptrdiff_t H = 1 + rng_below(&r, 3), HV = H * (1 + rng_below(&r, 3));
-    ptrdiff_t K = 1 + rng_below(&r, 40), V = 1 + rng_below(&r, 70);
-    call_config config = {.p = {HEADS(H, HV, K, V)}, .lens = {SEQUENCES, lens}};
+    ptrdiff_t K = random_size(&r, 40), V = random_size(&r, 70);
+    call_config config = {.p = {HEADS(H, HV, K, V)}};
     gdn_params *p = &config.p;
-    p->state_layout = rng_below(&r, 2) ? GDN_STATE_VK : GDN_STATE_KV;
-    p->padding = (gdn_padding)rng_below(&r, 3);
-    p->has_null_slot = rng_below(&r, 4) == 0;
-    p->null_slot = rng_below(&r, SEQUENCES);
-    p->disable_state_update = rng_below(&r, 4) == 0;
-    p->scale = rng_below(&r, 2) ? rng_uniform(&r, 0.1, 2) : 0;
-    p->use_qk_l2norm_in_kernel = rng_below(&r, 2) != 0;
-    p->l2norm_form = (gdn_l2norm_form)rng_below(&r, 4);
-    p->l2norm_eps = rng_below(&r, 2) ? rng_uniform(&r, 1e-6, 1) : 0;
-    p->softplus_beta = rng_below(&r, 2) ? rng_uniform(&r, 0.5, 2) : 0;
-    p->is_kda = rng_below(&r, 2) != 0;
-    p->gate_input = (gdn_gate_input)rng_below(&r, 3);
-    p->has_lower_bound = p->gate_input == GDN_GATE_RAW && rng_below(&r, 3) == 0;
-    p->lower_bound = p->has_lower_bound ? -rng_uniform(&r, 0, 5) : 0;
-    p->beta_input = (gdn_beta_input)rng_below(&r, 2);
-    p->beta_per_column = rng_below(&r, 3) == 0;
-    p->allow_neg_eigval = p->use_qk_l2norm_in_kernel && rng_below(&r, 3) == 0;
-    p->head_map = (gdn_head_map)rng_below(&r, 2);
-    config.no_b = !p->beta_per_column && rng_below(&r, 5) == 0;
-    config.index_dtype = rng_below(&r, 2) ? GDN_I64 : GDN_I32;
-    if (rng_below(&r, 4) > 0) {
-        p->initial_state_source.num_states = SEQUENCES;
-        config.initial_state_indices = (call_list){SEQUENCES, slots};
+    random_options(&r, p);
+    p->state_layout = one_in(&r, 2) ? GDN_STATE_VK : GDN_STATE_KV;
+    config.no_b = !p->beta_per_column && one_in(&r, 5);
+    config.index_dtype = one_in(&r, 2) ? GDN_I64 : GDN_I32;
+    if (!one_in(&r, 4)) random_slots(&r, &config, N, steps);
+    if (one_in(&r, 4)) random_cache(&r, &config, N, steps);
+
+    /* Steps bound the lengths where something is kept for each of them; otherwise a sequence may be long. */
+    bool bounded = config.ssm_state_indices.count > 0 || p->intermediate_states_buffer.num_rows > 0;
+    for (ptrdiff_t n = 0; n < N; n++)
+        lens[n] = (int)(!bounded && one_in(&r, 12) ? 30 + rng_below(&r, 50) : rng_below(&r, steps + 1));
+    if (one_in(&r, 4)) {
+        p->batch_size = N;
+        p->seq_len = lens[0];
+    } else {
+        config.lens = (call_list){N, lens};
+        config.tail = one_in(&r, 4) ? rng_below(&r, 4) : 0;
     }
-    gdn_dtype *const dtype[] = {&p->A_log.dtype, &p->a.dtype, &p->dt_bias.dtype,
-                                &p->q.dtype,     &p->k.dtype, &p->v.dtype,
-                                &p->b.dtype,     &p->o.dtype, &p->initial_state_source.dtype};
-    for (ptrdiff_t j = 0; j < COUNT(dtype); j++) *dtype[j] = dtypes[rng_below(&r, 3)];
-    return call_new(&config);
+
+    gdn_dtype *const dtype[] = {&p->A_log.dtype,
+                                &p->a.dtype,
+                                &p->dt_bias.dtype,
+                                &p->q.dtype,
+                                &p->k.dtype,
+                                &p->v.dtype,
+                                &p->b.dtype,
+                                &p->o.dtype,
+                                &p->initial_state_source.dtype,
+                                &p->intermediate_states_buffer.dtype};
+    bool mixed = one_in(&r, 2);
+    for (ptrdiff_t j = 0; j < COUNT(dtype); j++) *dtype[j] = mixed ? dtypes[rng_below(&r, 3)] : GDN_F32;
+    return shorten_keys(call_new(&config));
+}
+
+void strew_extremes(call *c, ptrdiff_t stream) {
+    static const double extremes[] = {0,          -0.0,  1e-45, -1e-42, 1e-38,  1e-20,    -100, 100,       20,
+                                      20.0000019, -17,   -316,  -1e4,   3.4e38, 1,        -1,   -88,       88,
+                                      1e20,       -1e20, 1e-30, -104,   -3e38,  HUGE_VAL, -20,  -HUGE_VAL, (double)NAN};
+    static const call_array inputs[] = {CALL_Q, CALL_K,     CALL_V,       CALL_A,
+                                        CALL_B, CALL_A_LOG, CALL_DT_BIAS, CALL_INITIAL_POOL};
+    rng r = rng_stream(&stream, 1);
+    for (ptrdiff_t i = 0; i < COUNT(inputs); i++) {
+        if (!call_has(c, inputs[i])) continue;
+        const ptrdiff_t *n = c->array[inputs[i]].shape;
+        ptrdiff_t count = 1 + n[0] * n[1] * n[2] * n[3] / 40;
+        for (ptrdiff_t j = 0; j < count && n[0] * n[1] > 0; j++)
+            call_set(c, inputs[i], rng_below(&r, n[0]), rng_below(&r, n[1]), rng_below(&r, n[2]), rng_below(&r, n[3]),
+                     extremes[rng_below(&r, COUNT(extremes))]);
+    }
 }

@@ -10,6 +10,9 @@ extern const ptrdiff_t num_configs;
 /* The i-th of any number of calls with options, dtypes and sizes as they come, in combinations that no table has. */
 call *random_call(ptrdiff_t i);
 
+/* Extreme numbers strewn into the inputs: each is an element in about forty. */
+void strew_extremes(call *c, ptrdiff_t stream);
+
 /* Shorthands for tables of configurations. */
 #define HEADS(h, hv, k, v) .num_key_heads = (h), .num_value_heads = (hv), .head_k_dim = (k), .head_v_dim = (v)
 #define FIXED(b, t) .batch_size = (b), .seq_len = (t)

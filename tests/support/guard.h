@@ -5,7 +5,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* Which end of the memory touches its unmapped page. The other end has up to a page of slack. */
+/* Which end of the memory touches its unmapped page. The other end has up to a page of slack. GDN_TEST_GUARD=before in
+ * the environment exchanges the two, so that a second run of a program tries the other end of each of its buffers. */
 typedef enum guard_side { GUARD_AFTER, GUARD_BEFORE } guard_side;
 
 typedef struct guard_block {
@@ -22,5 +23,9 @@ guard_block guard_alloc(size_t size, guard_side side);
 void guard_set_read_only(const guard_block *block, bool read_only);
 
 void guard_free(guard_block *block);
+
+/* malloc() and free() of such memory. */
+void *guard_malloc(size_t size);
+void guard_release(void *data);
 
 #endif

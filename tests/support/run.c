@@ -9,6 +9,16 @@
 #include "rng.h"
 #include "test.h"
 
+#if defined(__has_feature)
+#if __has_feature(memory_sanitizer)
+#include <sanitizer/msan_interface.h>
+#define MARK_UNINITIALISED(data, size) __msan_poison(data, size)
+#endif
+#endif
+#ifndef MARK_UNINITIALISED
+#define MARK_UNINITIALISED(data, size) ((void)0)
+#endif
+
 const char *const run_names[RUN_NUM] = {
     [RUN_WHOLE] = "one call",
     [RUN_MALLOC] = "one call without scratch",
@@ -34,6 +44,7 @@ void run_params(const gdn_params *p) {
 static guard_block dirty_scratch(const gdn_params *p, bool misaligned) {
     guard_block block = guard_alloc(gdn_scratch_size(p) + misaligned, GUARD_AFTER);
     memset(block.data, 0xff, block.size);
+    MARK_UNINITIALISED(block.data, block.size);
     return block;
 }
 
@@ -71,7 +82,7 @@ static void run_random_ranges(const gdn_params *p, ptrdiff_t items) {
     const ptrdiff_t stream[] = {items};
     rng r = rng_stream(stream, 1);
     ptrdiff_t ranges = 1 + rng_below(&r, items < 7 ? items : 7);
-    ptrdiff_t ends[8] = {0}, order[7];
+    ptrdiff_t ends[8] = {0}, order[7] = {0};
     for (ptrdiff_t i = 1; i < ranges; i++) ends[i] = rng_below(&r, items + 1);
     ends[ranges] = items;
     for (ptrdiff_t i = 1; i < ranges; i++) /* sorted, by insertion */
@@ -124,6 +135,13 @@ void run(call *c, run_how how) {
         run_items(&c->p, how);
     call_protect(c, false);
     assert_writes(c);
+}
+
+void run_sequences(const call *c, const ptrdiff_t *sequences, ptrdiff_t count, bool varlen) {
+    call *part = call_take(c, sequences, count, varlen);
+    run(part, RUN_WHOLE);
+    for (ptrdiff_t i = 0; i < count; i++) assert_same_sequence(c, sequences[i], part, i);
+    call_free(part);
 }
 
 /* ---- pieces -------------------------------------------------------------------------------------- */

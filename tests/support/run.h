@@ -24,6 +24,9 @@ void run(call *c, run_how how);
 /* One call of the library, which must succeed. */
 void run_params(const gdn_params *p);
 
+/* Runs some sequences of a call in one of their own (see call_take()) and asserts that they do as they did in `c`. */
+void run_sequences(const call *c, const ptrdiff_t *sequences, ptrdiff_t count, bool varlen);
+
 /* The call in pieces that end after the given tokens of each sequence (and at its end), the state carried from piece
  * to piece through the pool; fixed length: all sequences at once, varlen: one after the other. Each piece uses the
  * next of the instruction sets that this machine has. */
