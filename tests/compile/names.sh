@@ -74,6 +74,10 @@ for compiler in "$@"; do
         nm -u implementation.o | awk '{ print $NF }' |
             grep -vxE 'mem(cpy|set|move)|malloc|free|exp|log1p|sqrt|__cpu_(model|indicator_init)' >bad || :
         refuse "calls of functions outside the list ($level)" bad
+
+        $compile "$level" -DGDN_NO_MALLOC -DGDN_NO_SIMD -I "$root" -c implementation.c -o implementation.o
+        nm -u implementation.o | awk '{ print $NF }' | grep -xE 'malloc|free|__cpu_.*' >bad || :
+        refuse "the heap under GDN_NO_MALLOC, or the CPU under GDN_NO_SIMD ($level)" bad
     done
     echo "$compiler: $(wc -l <left) macros, $(wc -l <defined) functions"
 done
