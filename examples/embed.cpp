@@ -1,103 +1,111 @@
 /*
- * Embedding in C++: std::vector buffers, and the caller's own threads. The library starts none; each worker takes
- * ranges of work items from a shared counter, with its own scratch, and the bits are those of the one-thread call.
+ * Embedding in C++: the caller's own pool of std::thread. The library starts none; each worker takes ranges of work
+ * items from a shared counter, with its own scratch, and the bits are those of the one-thread call.
  */
 #define GDN_IMPLEMENTATION
 #include "gdn_varlen.h"
+#include "decode_batch.h"
+
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <cstdio>
 #include <cstring>
-#include <random>
+#include <functional>
+#include <mutex>
 #include <thread>
 #include <vector>
 
 namespace {
 
-const int H = 2, HV = 8, K = 64, V = 64, TOKENS = 96, SEQUENCES = 3;
-const std::size_t STATE_FLOATS = std::size_t(SEQUENCES) * HV * K * V;
+/* Threads that wait for a job, which each of them runs once. */
+class thread_pool {
+  public:
+    explicit thread_pool(unsigned count) {
+        for (unsigned i = 0; i < count; i++) threads.emplace_back([this] { wait_for_jobs(); });
+    }
 
-std::vector<float> draws(std::size_t count) {
-    static std::mt19937 generator(1);
-    std::vector<float> x(count);
-    for (float &value : x) value = float(generator() % 2048) / 1024.0f - 1.0f;
-    return x;
-}
+    ~thread_pool() {
+        hand_out(nullptr);
+        for (std::thread &thread : threads) thread.join();
+    }
 
-/* Validates once, then lets `count` threads run all work items. Only gdn_validate() can fail: the ranges and the
- * scratch below are always right. */
-gdn_status run_on_threads(const gdn_params &p, unsigned count, gdn_error *error) {
+    void run(const std::function<void()> &work) {
+        hand_out(&work);
+        std::unique_lock<std::mutex> lock(mutex);
+        finished.wait(lock, [this] { return busy == 0; });
+    }
+
+    unsigned size() const { return unsigned(threads.size()); }
+
+  private:
+    void hand_out(const std::function<void()> *work) {
+        std::lock_guard<std::mutex> lock(mutex);
+        job = work;
+        busy = threads.size();
+        round++;
+        started.notify_all();
+    }
+
+    void wait_for_jobs() {
+        std::unique_lock<std::mutex> lock(mutex);
+        for (unsigned seen = 0;; seen++) {
+            started.wait(lock, [&] { return round != seen; });
+            if (job == nullptr) return;
+            const std::function<void()> &work = *job;
+            lock.unlock();
+            work();
+            lock.lock();
+            if (--busy == 0) finished.notify_one();
+        }
+    }
+
+    std::mutex mutex;
+    std::condition_variable started, finished;
+    const std::function<void()> *job = nullptr; /* null: the end */
+    std::size_t busy = 0;
+    unsigned round = 0;
+    std::vector<std::thread> threads; /* last, so that they start when all else is there */
+};
+
+/* Validates once, then lets the pool run all work items. Only gdn_validate() can fail: the ranges and the scratch
+ * below are always right. */
+gdn_status run_on(thread_pool &pool, const gdn_params &p, gdn_error *error) {
     const gdn_status status = gdn_validate(&p, error);
     if (status != GDN_OK) return status;
 
     const std::ptrdiff_t items = gdn_num_work_items(&p);
-    const std::ptrdiff_t share = std::max<std::ptrdiff_t>(1, items / (4 * std::ptrdiff_t(count)));
+    const std::ptrdiff_t share = std::max<std::ptrdiff_t>(1, items / (4 * std::ptrdiff_t(pool.size())));
     std::atomic<std::ptrdiff_t> next(0);
-    const auto work = [&] {
+    pool.run([&] {
         std::vector<unsigned char> scratch(gdn_scratch_size(&p));
         for (std::ptrdiff_t first; (first = next.fetch_add(share)) < items;)
             gdn_run_work_items(&p, first, std::min(first + share, items), scratch.data(), scratch.size());
-    };
-    std::vector<std::thread> threads;
-    for (unsigned i = 1; i < count; i++) threads.emplace_back(work);
-    work();
-    for (std::thread &thread : threads) thread.join();
+    });
     return GDN_OK;
 }
 
-template <class T> bool same_bits(const std::vector<T> &x, const std::vector<T> &y) {
-    return x.size() == y.size() && std::memcmp(x.data(), y.data(), x.size() * sizeof(T)) == 0;
-}
+decode_result alone, result;
 
 } // namespace
 
 int main() {
-    const std::vector<float> A_log = draws(HV), dt_bias = draws(HV), a = draws(TOKENS * HV), b = draws(TOKENS * HV);
-    const std::vector<float> q = draws(TOKENS * H * K), k = draws(TOKENS * H * K), v = draws(TOKENS * HV * V);
-    const std::vector<std::int64_t> cu_seqlens = {0, 17, 80, TOKENS};
-    const std::vector<float> pool = draws(STATE_FLOATS);
-
-    gdn_params p = {};
-    p.batch_size = 1;
-    p.seq_len = TOKENS;
-    p.num_seqs = SEQUENCES;
-    p.num_key_heads = H;
-    p.num_value_heads = HV;
-    p.head_k_dim = K;
-    p.head_v_dim = V;
-    p.cu_seqlens = gdn_i64(cu_seqlens.data());
-    p.A_log = gdn_f32(A_log.data());
-    p.dt_bias = gdn_f32(dt_bias.data());
-    p.a = gdn_f32(a.data());
-    p.b = gdn_f32(b.data());
-    p.q = gdn_f32(q.data());
-    p.k = gdn_f32(k.data());
-    p.v = gdn_f32(v.data());
-    p.state_layout = GDN_STATE_VK;
-    p.use_qk_l2norm_in_kernel = true;
-
-    std::vector<float> o_alone(v.size()), pool_alone = pool;
-    p.o = gdn_out_f32(o_alone.data());
-    p.initial_state_source = gdn_pool_of(pool_alone.data(), GDN_F32, SEQUENCES);
     gdn_error error;
-    gdn_status status = gdn_fused_sigmoid_gating_delta_rule_update(&p, &error);
-
-    for (unsigned count = 1; status == GDN_OK && count <= 5; count++) {
-        std::vector<float> o(v.size()), states = pool;
-        p.o = gdn_out_f32(o.data());
-        p.initial_state_source = gdn_pool_of(states.data(), GDN_F32, SEQUENCES);
-        status = run_on_threads(p, count, &error);
-        if (status != GDN_OK) break;
-        if (!same_bits(o, o_alone) || !same_bits(states, pool_alone)) {
+    if (decode_alone(&alone, &error) != GDN_OK) return 1;
+    for (unsigned count = 1; count <= MOST_THREADS; count++) {
+        thread_pool pool(count);
+        std::memset(&result, 0, sizeof result);
+        for (int step = 0; step < STEPS; step++) {
+            const gdn_params p = decode_step(step, &result);
+            if (run_on(pool, p, &error) == GDN_OK) continue;
+            std::printf("FAILED: %s: %s\n", error.argument, gdn_status_text(error.status));
+            return 1;
+        }
+        if (std::memcmp(&result, &alone, sizeof result) != 0) {
             std::printf("FAILED: %u threads give other bits than one call\n", count);
             return 1;
         }
-        std::printf("%u threads, %d work items: the bits of the one-thread call\n", count, int(gdn_num_work_items(&p)));
     }
-    if (status != GDN_OK) {
-        std::printf("FAILED: %s: %s\n", error.argument, gdn_status_text(status));
-        return 1;
-    }
-    std::printf("OK\n");
+    std::printf("std::thread: 1 to %d threads, the bits of the one-thread call\nOK\n", int(MOST_THREADS));
     return 0;
 }

@@ -62,9 +62,13 @@ echo "compiler: $cc"
     status=$?
     [ "${1-}" = all ] || exit $status
 
-    for name in minimal fixed_length continuous_batching speculative; do
+    for name in minimal fixed_length speculative serve_loop; do
         example $name $name.c $cc -O2
     done
+    openmp=-fopenmp
+    echo 'int main(void) { return 0; }' >"$work/openmp.c"
+    $cc -fopenmp "$work/openmp.c" -o "$work/openmp" 2>/dev/null || openmp=
+    example threads threads.c $cc -O2 -pthread $openmp
 
     printf '\n== gdn_oracle.c\n'
     build gdn_oracle gdn_oracle.c $cc -O2 && "$work/gdn_oracle" run "$root/tests/golden/long_300" "$work/out" &&
