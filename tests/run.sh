@@ -24,6 +24,7 @@ compiles "${CC:-cc}" c stdio.h || packages="$packages gcc libc6-dev"
 compiles "${CXX:-c++}" c++ vector || packages="$packages g++"
 have cmake || packages="$packages cmake"
 have make || have ninja || packages="$packages make"
+have pkg-config || packages="$packages pkg-config"
 compiles "${CC:-cc}" c stdarg.h stddef.h setjmp.h stdint.h cmocka.h || packages="$packages libcmocka-dev"
 
 if [ -n "$packages" ]; then
