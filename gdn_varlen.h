@@ -578,7 +578,8 @@ static inline gdn_state_cache gdn_cache_of(void *data, gdn_dtype dtype, ptrdiff_
 #if FLT_RADIX != 2 || FLT_MANT_DIG != 24 || DBL_MANT_DIG != 53
 #error "gdn_varlen.h: float and double must be IEEE 754 binary32 and binary64"
 #endif
-#if FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 1
+/* 16 and 32 speak of the types below float: gcc for CPUs with AVX512-FP16. */
+#if FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 1 && FLT_EVAL_METHOD != 16 && FLT_EVAL_METHOD != 32
 #error "gdn_varlen.h: x87 arithmetic rounds differently; on 32-bit x86 compile with -msse2 -mfpmath=sse"
 #endif
 
