@@ -587,6 +587,8 @@ static inline gdn_state_cache gdn_cache_of(void *data, gdn_dtype dtype, ptrdiff_
 #define GDN_HEADER_NAME "gdn_varlen.h"
 #endif
 
+/* What the kernel calls on floats is inlined, so that it is compiled for the kernel's target: an SSE instruction that
+ * comes after AVX-512 ones costs some Intel CPUs hundreds of cycles. */
 #if defined(__GNUC__)
 #define GDNI_INLINE static inline __attribute__((always_inline))
 #else
@@ -638,7 +640,7 @@ enum {
     GDNI_RUN = 8,        /* work items that share the preparation of q and k */
     GDNI_BLOCK = 32,     /* most tokens prepared at once */
     GDNI_BLOCK_KIB = 64, /* and most memory for them */
-    GDNI_TILE_KIB = 24,  /* most memory of a tile, so that two threads of a core share its first-level cache */
+    GDNI_TILE_KIB = 32,  /* most memory of a tile */
     GDNI_ALIGNMENT = 64  /* bytes in a cache line, and of the scratch */
 };
 
@@ -655,19 +657,19 @@ static ptrdiff_t gdni_size_add(ptrdiff_t x, ptrdiff_t y) { return x > PTRDIFF_MA
 
 /* ---- [ELEMENTS] Conversions of one element --------------------------------------------------------- */
 
-static uint32_t gdni_bits_of(float x) {
+GDNI_INLINE uint32_t gdni_bits_of(float x) {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
     return bits;
 }
 
-static float gdni_float_of(uint32_t bits) {
+GDNI_INLINE float gdni_float_of(uint32_t bits) {
     float x;
     memcpy(&x, &bits, sizeof x);
     return x;
 }
 
-static float gdni_from_f16(uint16_t h) {
+GDNI_INLINE float gdni_from_f16(uint16_t h) {
     const uint32_t magnitude = (uint32_t)(h & 0x7fffu) << 13, exponent = magnitude & 0x0f800000u;
     const uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
     if (exponent == 0) /* subnormal: a multiple of 2^-24 */
@@ -675,7 +677,7 @@ static float gdni_from_f16(uint16_t h) {
     return gdni_float_of(sign | (magnitude + (exponent == 0x0f800000u ? 0x70000000u : 0x38000000u)));
 }
 
-static uint16_t gdni_to_f16(float x) {
+GDNI_INLINE uint16_t gdni_to_f16(float x) {
     const uint32_t bits = gdni_bits_of(x), sign = bits >> 16 & 0x8000u, a = bits & 0x7fffffffu;
     if (a > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | (a >> 13 & 0x1ffu)); /* NaN */
     if (a >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u);                     /* 65520 and more: infinity */
@@ -684,7 +686,7 @@ static uint16_t gdni_to_f16(float x) {
     return (uint16_t)(sign | ((a + 0xfffu + (a >> 13 & 1u) - 0x38000000u) >> 13));
 }
 
-static uint16_t gdni_to_bf16(float x) {
+GDNI_INLINE uint16_t gdni_to_bf16(float x) {
     const uint32_t bits = gdni_bits_of(x);
     return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16 | (x != x ? 0x7fc0u : 0u)); /* NaN stays NaN */
 }
@@ -700,7 +702,7 @@ static float gdni_round_to_odd(double x) {
 
 static ptrdiff_t gdni_dtype_size(gdn_dtype dtype) { return dtype == GDN_F64 ? 8 : dtype == GDN_F32 ? 4 : 2; }
 
-static float gdni_get_f32(const void *data, gdn_dtype dtype, ptrdiff_t i) {
+GDNI_INLINE float gdni_get_f32(const void *data, gdn_dtype dtype, ptrdiff_t i) {
     uint16_t half;
     if (dtype == GDN_F32) {
         float x;
@@ -1447,7 +1449,7 @@ typedef struct gdni_group {
 } gdni_group;
 
 /* The group that starts with item `first`, of those before `last`. */
-static gdni_group gdni_get_group(const gdn_params *r, ptrdiff_t first, ptrdiff_t last, const gdni_workspace *w) {
+GDNI_INLINE gdni_group gdni_get_group(const gdn_params *r, ptrdiff_t first, ptrdiff_t last, const gdni_workspace *w) {
     const ptrdiff_t per_key_head = gdni_group_size(r) * gdni_slices(r);
     const gdni_item start = gdni_get_item(r, first);
     gdni_group g;
@@ -1492,7 +1494,7 @@ static void gdni_fetch(const gdn_params *r, const gdni_group *g, ptrdiff_t t, pt
 }
 
 /* Sixteen partial sums to one: l + (l+8), l + (l+4), l + (l+2), l + (l+1). */
-static double gdni_fold16(const float *x) {
+GDNI_INLINE double gdni_fold16(const float *x) {
     GDNI_EXACT
     const double a = (double)x[0] + (double)x[8], b = (double)x[1] + (double)x[9], c = (double)x[2] + (double)x[10];
     const double d = (double)x[3] + (double)x[11], e = (double)x[4] + (double)x[12], f = (double)x[5] + (double)x[13];
@@ -1501,18 +1503,18 @@ static double gdni_fold16(const float *x) {
 }
 
 /* 1 / norm, from the sum of squares. */
-static double gdni_norm_factor(const gdn_params *r, double sum) {
+GDNI_INLINE double gdni_norm_factor(const gdn_params *r, double sum) {
     GDNI_EXACT
-    const double norm = sqrt(sum), eps = r->l2norm_eps;
+    const double eps = r->l2norm_eps;
     double k_eps = (double)r->head_k_dim * eps;
     GDNI_ROUNDED(k_eps)
     switch (r->l2norm_form) {
     case GDN_L2NORM_MEAN_PLUS_EPS:
         return 1.0 / sqrt(sum + k_eps);
     case GDN_L2NORM_MAX_NORM_EPS:
-        return 1.0 / (norm < eps ? eps : norm);
+        return 1.0 / (sqrt(sum) < eps ? eps : sqrt(sum));
     case GDN_L2NORM_NORM_PLUS_EPS:
-        return 1.0 / (norm + eps);
+        return 1.0 / (sqrt(sum) + eps);
     case GDN_L2NORM_SUM_PLUS_EPS:
         break;
     }
@@ -1679,7 +1681,7 @@ GDNI_INLINE void gdni_transpose4(const float *from, ptrdiff_t from_pitch, float 
 #endif
 }
 
-static void gdni_transpose(const float *from, ptrdiff_t from_pitch, ptrdiff_t rows, ptrdiff_t columns, float *to,
+GDNI_INLINE void gdni_transpose(const float *from, ptrdiff_t from_pitch, ptrdiff_t rows, ptrdiff_t columns, float *to,
                            ptrdiff_t to_pitch) {
     const ptrdiff_t whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
     for (ptrdiff_t i = 0; i < whole_rows; i += 4)
@@ -1808,20 +1810,25 @@ GDNI_INLINE __m128 gdni_quarters_avx512(__m512 x) {
 typedef void gdni_run_function(const gdn_params *r, ptrdiff_t first, ptrdiff_t last, float *scratch);
 
 #if GDNI_X86
+/* Without CPUID where the compiler knows how: that instruction takes microseconds on a virtual machine. */
 static bool gdni_has_f16c(void) {
+#if defined(__clang__) ? __clang_major__ >= 19 : __GNUC__ >= 11
+    return __builtin_cpu_supports("f16c") != 0;
+#else
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & (unsigned)bit_F16C) != 0;
+#endif
 }
 #endif
 
 /* The instance of an instruction set, or NULL where this build or this CPU lacks it. */
 static gdni_run_function *gdni_instance(gdn_isa isa) {
 #if GDNI_X86
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && gdni_has_f16c();
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (isa == GDN_ISA_AVX512 && avx512) return gdni_run_items_avx512;
-    if (isa == GDN_ISA_AVX2 && avx2) return gdni_run_items_avx2;
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (isa == GDN_ISA_AVX512 && avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        return gdni_run_items_avx512; /* AVX-512 has F16C */
+    if (isa == GDN_ISA_AVX2 && avx2 && gdni_has_f16c()) return gdni_run_items_avx2;
 #endif
 #if GDNI_NEON
     if (isa == GDN_ISA_NEON) return gdni_run_items_neon;
@@ -2644,9 +2651,11 @@ GDNI_INLINE void gdni_sweep(const gdni_sweep_args *x, float *tile, ptrdiff_t row
                             const bool sums, const bool sixteen) {
     static const unsigned char order[GDNI_LANES16] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
     const int groups = sixteen && sums ? GDNI_LANES16 : 1;
-    const float *k = x->k, *decay = x->decay, *d = x->d, *kn = x->kn, *qn = x->qn;
+    const float *k = x->k, *decay = x->decay, *kn = x->kn, *qn = x->qn;
     const ptrdiff_t decay_stride = x->decay_stride;
-    gdni_vec A[4], B[4], open_A[4][4], open_B[4][4];
+    gdni_vec A[4], B[4], d[4], open_A[4][4], open_B[4][4];
+    GDNI_UNROLL
+    for (int j = 0; j < nv && update; j++) d[j] = gdni_load(x->d + j * GDNI_LANES);
     for (int group = 0; group < groups; group++) {
         GDNI_UNROLL
         for (int j = 0; j < nv && sums; j++) A[j] = B[j] = gdni_set1(0.0f);
@@ -2659,7 +2668,7 @@ GDNI_INLINE void gdni_sweep(const gdni_sweep_args *x, float *tile, ptrdiff_t row
             for (int j = 0; j < nv; j++) {
                 gdni_vec s = gdni_load(row + j * GDNI_LANES);
                 if (update) {
-                    s = gdni_fma(k_i, gdni_load(d + j * GDNI_LANES), gdni_mul(decay_i, s));
+                    s = gdni_fma(k_i, d[j], gdni_mul(decay_i, s));
                     gdni_store(row + j * GDNI_LANES, s);
                 }
                 if (sums) {
