@@ -1682,7 +1682,7 @@ GDNI_INLINE void gdni_transpose4(const float *from, ptrdiff_t from_pitch, float 
 }
 
 GDNI_INLINE void gdni_transpose(const float *from, ptrdiff_t from_pitch, ptrdiff_t rows, ptrdiff_t columns, float *to,
-                           ptrdiff_t to_pitch) {
+                                ptrdiff_t to_pitch) {
     const ptrdiff_t whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
     for (ptrdiff_t i = 0; i < whole_rows; i += 4)
         for (ptrdiff_t j = 0; j < whole_columns; j += 4)
@@ -1761,7 +1761,7 @@ GDNI_INLINE __m128 gdni_halves_avx2(__m256 x) {
 #define GDNI_DMIN(x, y) _mm512_maskz_min_pd(255, x, y)
 #define GDNI_DMAX(x, y) _mm512_maskz_max_pd(255, x, y)
 #define GDNI_FMA(x, y, z) _mm512_fmadd_ps(x, y, z)
-#define GDNI_FOLD_TO_4(p) gdni_quarters_avx512((p)[0])
+#define GDNI_FOLD_8(p) gdni_fold8_avx512((p)[0], (p)[1], (p)[2], (p)[3], (p)[4], (p)[5], (p)[6], (p)[7])
 #define GDNI_TO_WORDS(h) (gdni_word) _mm512_maskz_cvtepu16_epi32(65535, (__m256i)(h))
 #define GDNI_TO_HALVES(w) (gdni_half) _mm512_maskz_cvtepi32_epi16(65535, (__m512i)(w))
 #define GDNI_F16_TO_F32(h) _mm512_maskz_cvtph_ps(65535, (__m256i)(h))
@@ -1776,11 +1776,25 @@ GDNI_INLINE __m128 gdni_halves_avx2(__m256 x) {
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
 /* The zero-masking forms: g++ 12 warns inside the plain ones. */
-GDNI_INLINE __m128 gdni_quarters_avx512(__m512 x) {
+#define GDNI_SHUFFLE_QUARTERS(x, y, how) _mm512_maskz_shuffle_f32x4(65535, x, y, how)
+#define GDNI_SHUFFLE_IN_QUARTERS(x, y, how) _mm512_maskz_shuffle_ps(65535, x, y, how)
+/* Twice sixteen lanes to twice eight, and those to twice four: l + (l+8), l + (l+4). */
+GDNI_INLINE __m512 gdni_fold_to_8_avx512(__m512 a, __m512 b) {
     GDNI_EXACT
-    const __m128 a = _mm512_maskz_extractf32x4_ps(15, x, 0), b = _mm512_maskz_extractf32x4_ps(15, x, 1);
-    const __m128 c = _mm512_maskz_extractf32x4_ps(15, x, 2), d = _mm512_maskz_extractf32x4_ps(15, x, 3);
-    return (a + c) + (b + d);
+    return GDNI_SHUFFLE_QUARTERS(a, b, 0x44) + GDNI_SHUFFLE_QUARTERS(a, b, 0xee);
+}
+GDNI_INLINE __m512 gdni_fold_to_4_avx512(__m512 a, __m512 b) {
+    GDNI_EXACT
+    return GDNI_SHUFFLE_QUARTERS(a, b, 0x88) + GDNI_SHUFFLE_QUARTERS(a, b, 0xdd);
+}
+GDNI_INLINE __m512 gdni_fold8_avx512(__m512 a, __m512 b, __m512 c, __m512 d, __m512 e, __m512 f, __m512 g, __m512 h) {
+    GDNI_EXACT
+    const __m512 x = gdni_fold_to_4_avx512(gdni_fold_to_8_avx512(a, b), gdni_fold_to_8_avx512(c, d));
+    const __m512 y = gdni_fold_to_4_avx512(gdni_fold_to_8_avx512(e, f), gdni_fold_to_8_avx512(g, h));
+    const __m512 z = GDNI_SHUFFLE_IN_QUARTERS(x, y, 0x44) + GDNI_SHUFFLE_IN_QUARTERS(x, y, 0xee);
+    const __m512 sums = GDNI_SHUFFLE_IN_QUARTERS(z, z, 0x88) + GDNI_SHUFFLE_IN_QUARTERS(z, z, 0xdd);
+    const __m512i order = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 13, 9, 5, 1, 12, 8, 4, 0);
+    return _mm512_maskz_permutexvar_ps(65535, order, sums);
 }
 #include GDN_HEADER_NAME
 #if defined(__clang__)
@@ -2130,7 +2144,7 @@ int gdn_version(void) { return GDN_VERSION; }
 #define gdni_undeal GDNI_NAME(undeal)
 #define gdni_load_row GDNI_NAME(load_row)
 #define gdni_store_row GDNI_NAME(store_row)
-#define gdni_fold4 GDNI_NAME(fold4)
+#define gdni_fold GDNI_NAME(fold)
 #define gdni_dot4 GDNI_NAME(dot4)
 #define gdni_scale_row GDNI_NAME(scale_row)
 #define gdni_prepare_qk GDNI_NAME(prepare_qk)
@@ -2151,6 +2165,7 @@ int gdn_version(void) { return GDN_VERSION; }
 #define gdni_sums_kv GDNI_NAME(sums_kv)
 #define gdni_sums_vk GDNI_NAME(sums_vk)
 #define gdni_update_kv GDNI_NAME(update_kv)
+#define gdni_update_rows GDNI_NAME(update_rows)
 #define gdni_update_vk GDNI_NAME(update_vk)
 #define gdni_stream_columns GDNI_NAME(stream_columns)
 #define gdni_stream_dtype GDNI_NAME(stream_dtype)
@@ -2483,10 +2498,15 @@ static void gdni_store_row(void *row, gdn_dtype dtype, ptrdiff_t count, const fl
 
 enum { GDNI_NAME(parts) = GDNI_LANES16 / GDNI_LANES };
 
-/* Four times sixteen partial sums to four sums: l + (l+8), l + (l+4), l + (l+2), l + (l+1). */
-GDNI_INLINE void gdni_fold4(gdni_vec (*x)[GDNI_NAME(parts)], float *sums) {
+/* Sixteen partial sums of each of 2 * GDNI_VK_ROWS sums, at least four, to those sums: l + (l+8), l + (l+4), l + (l+2),
+ * l + (l+1). */
+GDNI_INLINE void gdni_fold(gdni_vec (*x)[GDNI_NAME(parts)], float *sums) {
     GDNI_EXACT
-#ifdef GDNI_FOLD_TO_4
+#if defined(GDNI_FOLD_8)
+    const gdni_vec eight[] = {x[0][0], x[1][0], x[2][0], x[3][0], x[4][0], x[5][0], x[6][0], x[7][0]};
+    const gdni_vec folded = GDNI_FOLD_8(eight);
+    memcpy(sums, &folded, 8 * sizeof(float));
+#elif defined(GDNI_FOLD_TO_4)
     gdni_store_four(
         sums, gdni_fold_fours(GDNI_FOLD_TO_4(x[0]), GDNI_FOLD_TO_4(x[1]), GDNI_FOLD_TO_4(x[2]), GDNI_FOLD_TO_4(x[3])));
 #else
@@ -2939,12 +2959,9 @@ GDNI_INLINE void gdni_sums_vk(const gdni_sweep_args *x, const char *state, gdn_d
                 }
             }
         }
-        gdni_fold4(part, sums);
-        if (GDNI_VK_ROWS == 4) gdni_fold4(part + (GDNI_VK_ROWS == 4 ? 4 : 0), sums + 4);
-        for (int j = 0; j < GDNI_VK_ROWS && c + j < columns; j++) {
-            x->A[c + j] = sums[j];
-            x->B[c + j] = sums[GDNI_VK_ROWS + j];
-        }
+        gdni_fold(part, sums);
+        memcpy(x->A + c, sums, GDNI_VK_ROWS * sizeof(float));
+        memcpy(x->B + c, sums + GDNI_VK_ROWS, GDNI_VK_ROWS * sizeof(float));
     }
 }
 
@@ -2977,18 +2994,33 @@ GDNI_INLINE void gdni_update_kv(const gdni_sweep_args *x, const char *from, gdn_
     }
 }
 
-GDNI_INLINE void gdni_update_vk(const gdni_sweep_args *x, const char *from, gdn_dtype dtype, char *to, const char *next,
-                                ptrdiff_t kp, ptrdiff_t columns) {
+/* `count` rows of K = kp elements of a GDN_STATE_VK matrix, from row c on. */
+GDNI_INLINE void gdni_update_rows(const gdni_sweep_args *x, const char *from, gdn_dtype dtype, char *to, ptrdiff_t kp,
+                                  ptrdiff_t c, const int count) {
     const ptrdiff_t size = gdni_dtype_size(dtype);
     const float *k = x->k, *decay = x->decay;
+    gdni_vec d[GDNI_VK_ROWS], s[GDNI_VK_ROWS];
+    GDNI_UNROLL
+    for (int j = 0; j < count; j++) d[j] = gdni_set1(x->d[c + j]);
+    for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES) {
+        const gdni_vec k_i = gdni_load(k + i), decay_i = gdni_load(decay + i);
+        GDNI_UNROLL
+        for (int j = 0; j < count; j++)
+            s[j] = gdni_fma(k_i, d[j], gdni_mul(decay_i, gdni_load_vec(from + ((c + j) * kp + i) * size, dtype)));
+        GDNI_UNROLL
+        for (int j = 0; j < count; j++) gdni_store_vec(to + ((c + j) * kp + i) * size, dtype, s[j]);
+    }
+}
+
+GDNI_INLINE void gdni_update_vk(const gdni_sweep_args *x, const char *from, gdn_dtype dtype, char *to, const char *next,
+                                ptrdiff_t kp, ptrdiff_t columns) {
+    const ptrdiff_t bytes = kp * gdni_dtype_size(dtype), whole = columns / GDNI_VK_ROWS * GDNI_VK_ROWS;
     for (ptrdiff_t c = 0; c < columns; c++) {
-        const gdni_vec d = gdni_set1(x->d[c]);
-        gdni_ask_ahead(next, kp * size, kp * size, c, columns, true);
-        for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES) {
-            const gdni_vec s = gdni_load_vec(from + (c * kp + i) * size, dtype);
-            const gdni_vec decayed = gdni_mul(gdni_load(decay + i), s);
-            gdni_store_vec(to + (c * kp + i) * size, dtype, gdni_fma(gdni_load(k + i), d, decayed));
-        }
+        gdni_ask_ahead(next, bytes, bytes, c, columns, true);
+        if (c >= whole)
+            gdni_update_rows(x, from, dtype, to, kp, c, 1);
+        else if (c % GDNI_VK_ROWS == 0)
+            gdni_update_rows(x, from, dtype, to, kp, c, GDNI_VK_ROWS);
     }
 }
 
@@ -3181,7 +3213,7 @@ static void gdni_run_items(const gdn_params *r, ptrdiff_t first, ptrdiff_t last,
 #undef gdni_undeal
 #undef gdni_load_row
 #undef gdni_store_row
-#undef gdni_fold4
+#undef gdni_fold
 #undef gdni_dot4
 #undef gdni_scale_row
 #undef gdni_prepare_qk
@@ -3202,6 +3234,7 @@ static void gdni_run_items(const gdn_params *r, ptrdiff_t first, ptrdiff_t last,
 #undef gdni_sums_kv
 #undef gdni_sums_vk
 #undef gdni_update_kv
+#undef gdni_update_rows
 #undef gdni_update_vk
 #undef gdni_stream_columns
 #undef gdni_stream_dtype
@@ -3227,6 +3260,7 @@ static void gdni_run_items(const gdn_params *r, ptrdiff_t first, ptrdiff_t last,
 #undef GDNI_DMAX
 #undef GDNI_FMA
 #undef GDNI_FOLD_TO_4
+#undef GDNI_FOLD_8
 #undef GDNI_TO_WORDS
 #undef GDNI_TO_HALVES
 #undef GDNI_F16_TO_F32
