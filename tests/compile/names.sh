@@ -72,7 +72,7 @@ for compiler in "$@"; do
         nm implementation.o | awk '$(NF - 1) ~ /^[bBdDCsSgG]$/' >bad
         refuse "writable data ($level)" bad
         nm -u implementation.o | awk '{ print $NF }' |
-            grep -vxE 'mem(cpy|set|move)|malloc|free|exp|log1p|sqrt|__cpu_(model|indicator_init)' >bad || :
+            grep -vxE 'mem(cpy|set|move)|malloc|free|exp|log1p|sqrt|__cpu_(model|features2|indicator_init)' >bad || :
         refuse "calls of functions outside the list ($level)" bad
 
         $compile "$level" -DGDN_NO_MALLOC -DGDN_NO_SIMD -I "$root" -c implementation.c -o implementation.o
