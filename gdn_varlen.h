@@ -1424,8 +1424,8 @@ static bool gdni_skip(const gdn_params *r, const gdni_sequence *s, ptrdiff_t fir
  * segment: consecutive items of one value head. */
 typedef struct gdni_workspace {
     ptrdiff_t kp, block, columns; /* floats in a K row, tokens in a block, columns in a run */
-    float *q, *k;                 /* [block][kp], normalised; q scaled */
-    float *decay, *kd, *qd;       /* decay, decay*k, decay*q. KDA: [block][kp]; else one row */
+    float *q, *k;                 /* [block + 1][kp], normalised; q scaled */
+    float *decay, *kd, *qd;       /* decay, decay*k, decay*q. KDA: [block + 1][kp]; else one row */
     float *qk, *gate, *beta;      /* [block + 16] */
     float *bias;                  /* KDA: [kp] */
     float *rows;                  /* [4][kp] of a GDN_STATE_VK matrix */
@@ -1434,10 +1434,11 @@ typedef struct gdni_workspace {
     float *tiles;                 /* [columns * kp] */
 } gdni_workspace;
 
-/* Columns c0 to c1 of one value head: their state, and their v and o as rows of `pitch` floats for each token. */
+/* Columns c0 to c1 of one value head: their state, their sums, and their v and o as rows of `pitch` floats for each
+ * token. */
 typedef struct gdni_segment {
     ptrdiff_t value_head, c0, c1, pitch;
-    float *tile, *v, *o;
+    float *tile, *v, *o, *A, *B;
 } gdni_segment;
 
 /* Consecutive items of one sequence and key head, at most GDNI_RUN: they share the prepared q and k. */
@@ -1466,6 +1467,7 @@ GDNI_INLINE gdni_group gdni_get_group(const gdn_params *r, ptrdiff_t first, ptrd
         head->c0 = x.c0, head->c1 = gdni_min(x.c0 + (stop - i) * GDNI_SLICE, r->head_v_dim);
         head->tile = w->tiles + at * w->kp;
         head->v = w->v + at, head->o = w->o + at;
+        head->A = w->A + at, head->B = w->B + at;
         head->pitch = w->columns;
     }
     return g;
@@ -1474,7 +1476,8 @@ GDNI_INLINE gdni_group gdni_get_group(const gdn_params *r, ptrdiff_t first, ptrd
 /* Columns c0 to c1 of a segment. */
 static gdni_segment gdni_columns(const gdni_segment *x, ptrdiff_t c0, ptrdiff_t c1, const gdni_workspace *w) {
     const ptrdiff_t at = c0 - x->c0;
-    const gdni_segment y = {x->value_head, c0, c1, x->pitch, x->tile + at * w->kp, x->v + at, x->o + at};
+    const gdni_segment y = {x->value_head, c0,        c1,        x->pitch, x->tile + at * w->kp,
+                            x->v + at,     x->o + at, x->A + at, x->B + at};
     return y;
 }
 
@@ -1491,15 +1494,6 @@ static void gdni_fetch(const gdn_params *r, const gdni_group *g, ptrdiff_t t, pt
         gdni_prefetch((const char *)gdni_row(x, &g->s, t, i < 2 ? g->key_head : head->value_head) + first * size,
                       count * size);
     }
-}
-
-/* Sixteen partial sums to one: l + (l+8), l + (l+4), l + (l+2), l + (l+1). */
-GDNI_INLINE double gdni_fold16(const float *x) {
-    GDNI_EXACT
-    const double a = (double)x[0] + (double)x[8], b = (double)x[1] + (double)x[9], c = (double)x[2] + (double)x[10];
-    const double d = (double)x[3] + (double)x[11], e = (double)x[4] + (double)x[12], f = (double)x[5] + (double)x[13];
-    const double g = (double)x[6] + (double)x[14], h = (double)x[7] + (double)x[15];
-    return ((a + e) + (c + g)) + ((b + f) + (d + h));
 }
 
 /* 1 / norm, from the sum of squares. */
@@ -1532,7 +1526,7 @@ static ptrdiff_t gdni_layout(const gdn_params *r, float *base, gdni_workspace *w
     const ptrdiff_t slices = gdni_size_mul(gdni_group_size(r), gdni_slices(r));
     const ptrdiff_t columns = GDNI_SLICE * gdni_min(GDNI_RUN, slices);
     const ptrdiff_t fit = GDNI_BLOCK_KIB * 1024 / 4 / (r->is_kda ? 5 : 2) / kp;
-    const ptrdiff_t block = fit < 1 ? 1 : gdni_min(fit, GDNI_BLOCK), rows = gdni_size_mul(block, kp);
+    const ptrdiff_t block = fit < 1 ? 1 : gdni_min(fit, GDNI_BLOCK), rows = gdni_size_mul(block + 1, kp);
     ptrdiff_t used = 0;
     memset(w, 0, sizeof *w);
     w->kp = kp, w->block = block, w->columns = columns;
@@ -1765,6 +1759,7 @@ GDNI_INLINE __m128 gdni_halves_avx2(__m256 x) {
 #define GDNI_TO_WORDS(h) (gdni_word) _mm512_maskz_cvtepu16_epi32(65535, (__m256i)(h))
 #define GDNI_TO_HALVES(w) (gdni_half) _mm512_maskz_cvtepi32_epi16(65535, (__m512i)(w))
 #define GDNI_F16_TO_F32(h) _mm512_maskz_cvtph_ps(65535, (__m256i)(h))
+#define GDNI_TO_DOUBLES(x) _mm512_maskz_cvtps_pd(255, x)
 #define GDNI_F32_TO_F16(x) _mm512_maskz_cvtps_ph(65535, x, _MM_FROUND_TO_NEAREST_INT)
 #define GDNI_VK_ROWS 4
 #define GDNI_STREAM 8
@@ -2145,6 +2140,7 @@ int gdn_version(void) { return GDN_VERSION; }
 #define gdni_load_row GDNI_NAME(load_row)
 #define gdni_store_row GDNI_NAME(store_row)
 #define gdni_fold GDNI_NAME(fold)
+#define gdni_fold16 GDNI_NAME(fold16)
 #define gdni_dot4 GDNI_NAME(dot4)
 #define gdni_scale_row GDNI_NAME(scale_row)
 #define gdni_prepare_qk GDNI_NAME(prepare_qk)
@@ -2199,6 +2195,9 @@ typedef uint64_t gdni_dpart_word __attribute__((vector_size(4 * GDNI_LANES)));
 #define GDNI_TO_HALVES(w) __builtin_convertvector(w, gdni_half)
 #endif
 #endif
+#ifndef GDNI_TO_DOUBLES
+#define GDNI_TO_DOUBLES(x) GDNI_CONVERT(x, gdni_dpart)
+#endif
 
 /* Doubles come as two vectors side by side, which hide each other's latency. */
 typedef struct gdni_dvec {
@@ -2249,7 +2248,7 @@ GDNI_INLINE gdni_dvec gdni_load_double(const float *p) {
     gdni_half_vec lo, hi;
     memcpy(&lo, p, sizeof lo);
     memcpy(&hi, p + GDNI_NAME(part), sizeof hi);
-    const gdni_dvec y = {GDNI_CONVERT(lo, gdni_dpart), GDNI_CONVERT(hi, gdni_dpart)};
+    const gdni_dvec y = {GDNI_TO_DOUBLES(lo), GDNI_TO_DOUBLES(hi)};
     return y;
 }
 GDNI_INLINE void gdni_store_double(float *p, gdni_dvec x) {
@@ -2518,6 +2517,20 @@ GDNI_INLINE void gdni_fold(gdni_vec (*x)[GDNI_NAME(parts)], float *sums) {
         sums[i] = y[0];
     }
 #endif
+}
+
+/* Sixteen partial sums to one, in double: l + (l+8), l + (l+4), l + (l+2), l + (l+1). */
+GDNI_INLINE double gdni_fold16(const float *x) {
+    GDNI_EXACT
+    double y[8];
+    for (int l = 0; l < 8; l += GDNI_NAME(part)) {
+        gdni_half_vec low, high;
+        memcpy(&low, x + l, sizeof low);
+        memcpy(&high, x + l + 8, sizeof high);
+        const gdni_dpart sum = GDNI_TO_DOUBLES(low) + GDNI_TO_DOUBLES(high);
+        memcpy(y + l, &sum, sizeof sum);
+    }
+    return ((y[0] + y[4]) + (y[2] + y[6])) + ((y[1] + y[5]) + (y[3] + y[7]));
 }
 
 /* Four sums over K at once: x[i].y[i]. */
@@ -2818,7 +2831,8 @@ typedef struct GDNI_NAME(ahead) {
 } GDNI_NAME(ahead);
 #define gdni_ahead GDNI_NAME(ahead)
 
-/* Tokens t0 to t0 + count of a tile, whose q, k, v and gates are prepared. */
+/* Tokens t0 to t0 + count of a tile, whose q, k, v and gates are prepared, and q, k and gates of the token after them.
+ */
 GDNI_INLINE void gdni_run_tokens(const gdn_params *r, const gdni_group *g, const gdni_segment *x, ptrdiff_t t0,
                                  ptrdiff_t count, const gdni_ahead *ahead, const gdni_workspace *w, const int nv,
                                  const bool sixteen) {
@@ -2826,10 +2840,10 @@ GDNI_INLINE void gdni_run_tokens(const gdn_params *r, const gdni_group *g, const
     const ptrdiff_t K = r->head_k_dim, size = gdni_dtype_size(r->o.dtype);
     const bool tree = r->retrieve_parent_token.data != NULL && s->row >= 0;
     const bool every_step = s->row >= 0 || r->ssm_state_indices.data != NULL;
-    bool have_sums = false; /* A and B are those of token t */
+    bool have_sums = t0 > 0 && !tree; /* A and B are those of token t, from the sweep for the one before */
     const bool column_betas = r->beta_per_column;
     const float *v = x->v;
-    float *o = x->o, *A = w->A, *B = w->B, *d = w->d;
+    float *o = x->o, *A = x->A, *B = x->B, *d = w->d;
     gdni_sweep_args args;
     memset(&args, 0, sizeof args);
     args.A = A, args.B = B, args.d = d;
@@ -2851,7 +2865,7 @@ GDNI_INLINE void gdni_run_tokens(const gdn_params *r, const gdni_group *g, const
         }
         gdni_prefetch(gdni_output_row(r, s, t0 + t, x->value_head) + x->c0 * size, (x->c1 - x->c0) * size);
         gdni_fetch(r, ahead->group, ahead->t0 + t, ahead->part, ahead->parts);
-        have_sums = t + 1 < count && !tree;
+        have_sums = t0 + t + 1 < s->length && !tree;
         gdni_aim_update(r, &args, t, w);
         if (have_sums) {
             gdni_aim_sums(r, &args, t + 1, w);
@@ -3124,16 +3138,16 @@ static void gdni_run_group(const gdn_params *r, const gdni_group *g, const gdni_
     memset(w->gate, 0, (size_t)(w->block + GDNI_LANES16) * sizeof(float));
     memset(w->beta, 0, (size_t)(w->block + GDNI_LANES16) * sizeof(float));
     for (ptrdiff_t t = 0; t < length; t += w->block) {
-        const ptrdiff_t count = gdni_min(w->block, length - t);
+        const ptrdiff_t count = gdni_min(w->block, length - t), prepared = gdni_min(count + 1, length - t);
         gdni_ahead ahead = {t + count < length || next == NULL ? g : next, t + count < length ? t + count : 0, 0, 0};
         for (int i = 0; i < g->num_heads; i++)
             ahead.parts += gdni_round_up(g->heads[i].c1 - g->heads[i].c0, width) / width;
         if (next == NULL && t + count == length) ahead.t0 = length;
-        gdni_prepare_qk(r, s, g->key_head, t, count, w);
+        gdni_prepare_qk(r, s, g->key_head, t, prepared, w);
         gdni_gather_v(r, g, t, count);
         for (int i = 0; i < g->num_heads; i++) {
             const gdni_segment *head = &g->heads[i];
-            gdni_prepare_gates(r, s, head->value_head, t, count, w);
+            gdni_prepare_gates(r, s, head->value_head, t, prepared, w);
             if (streams) {
                 const bool inside = i + 1 < g->num_heads;
                 const gdni_sequence *after = inside ? s : next == NULL ? NULL : &next->s;
@@ -3214,6 +3228,7 @@ static void gdni_run_items(const gdn_params *r, ptrdiff_t first, ptrdiff_t last,
 #undef gdni_load_row
 #undef gdni_store_row
 #undef gdni_fold
+#undef gdni_fold16
 #undef gdni_dot4
 #undef gdni_scale_row
 #undef gdni_prepare_qk
@@ -3262,6 +3277,7 @@ static void gdni_run_items(const gdn_params *r, ptrdiff_t first, ptrdiff_t last,
 #undef GDNI_FOLD_TO_4
 #undef GDNI_FOLD_8
 #undef GDNI_TO_WORDS
+#undef GDNI_TO_DOUBLES
 #undef GDNI_TO_HALVES
 #undef GDNI_F16_TO_F32
 #undef GDNI_F32_TO_F16
