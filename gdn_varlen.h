@@ -1760,6 +1760,7 @@ GDNI_INLINE __m128 gdni_halves_avx2(__m256 x) {
 #define GDNI_TO_HALVES(w) (gdni_half) _mm512_maskz_cvtepi32_epi16(65535, (__m512i)(w))
 #define GDNI_F16_TO_F32(h) _mm512_maskz_cvtph_ps(65535, (__m256i)(h))
 #define GDNI_TO_DOUBLES(x) _mm512_maskz_cvtps_pd(255, x)
+#define GDNI_ROUND_BF16(x) gdni_round_bf16_with_masks(x)
 #define GDNI_F32_TO_F16(x) _mm512_maskz_cvtps_ph(65535, x, _MM_FROUND_TO_NEAREST_INT)
 #define GDNI_VK_ROWS 4
 #define GDNI_STREAM 8
@@ -1770,6 +1771,13 @@ GDNI_INLINE __m128 gdni_halves_avx2(__m256 x) {
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
+/* gdni_round_bf16() in five instructions. */
+GDNI_INLINE __m512i gdni_round_bf16_with_masks(__m512 x) {
+    const __m512i bits = _mm512_castps_si512(x), up = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+    const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+    const __m512i even = _mm512_mask_sub_epi32(up, odd, up, _mm512_set1_epi32(-1));
+    return _mm512_mask_or_epi32(even, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), even, _mm512_set1_epi32(0x7fc00000));
+}
 /* The zero-masking forms: g++ 12 warns inside the plain ones. */
 #define GDNI_SHUFFLE_QUARTERS(x, y, how) _mm512_maskz_shuffle_f32x4(65535, x, y, how)
 #define GDNI_SHUFFLE_IN_QUARTERS(x, y, how) _mm512_maskz_shuffle_ps(65535, x, y, how)
@@ -2371,8 +2379,12 @@ GDNI_INLINE gdni_vec gdni_widen(gdni_word h, gdn_dtype dtype) {
 
 /* The bfloat16 is the upper half of the word. */
 GDNI_INLINE gdni_word gdni_round_bf16(gdni_vec x) {
+#ifdef GDNI_ROUND_BF16
+    return (gdni_word)GDNI_ROUND_BF16(x);
+#else
     const gdni_word bits = gdni_words(x);
     return (bits + 0x7fffu + (bits >> 16 & 1u)) | (GDNI_WHERE(x != x) & 0x7fc00000u);
+#endif
 }
 
 GDNI_INLINE gdni_word gdni_narrow(gdni_vec x, gdn_dtype dtype) {
@@ -3278,6 +3290,7 @@ static void gdni_run_items(const gdn_params *r, ptrdiff_t first, ptrdiff_t last,
 #undef GDNI_FOLD_8
 #undef GDNI_TO_WORDS
 #undef GDNI_TO_DOUBLES
+#undef GDNI_ROUND_BF16
 #undef GDNI_TO_HALVES
 #undef GDNI_F16_TO_F32
 #undef GDNI_F32_TO_F16
