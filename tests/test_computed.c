@@ -276,6 +276,23 @@ static void padding_computes_from_zeros(void **state) {
     }
 }
 
+/* Without a pool nothing is padded. */
+static void padding_needs_a_pool(void **state) {
+    (void)state;
+    call_config config = {.p = {FIXED(2, 3), HEADS(1, 2, 5, 7)}};
+    call *computed = call_new(&config);
+    run(computed, RUN_WHOLE);
+    for (int padding = 0; padding < 3; padding++) {
+        config.p.padding = (gdn_padding)padding;
+        call *c = call_new(&config);
+        test_context("no pool, padding %d", padding);
+        run(c, RUN_WHOLE);
+        assert_same_array(c, computed, CALL_O);
+        call_free(c);
+    }
+    call_free(computed);
+}
+
 /* ---- gates, beta, conversions: element for element ------------------------------------------------ */
 
 /* The distance of float32 numbers around x. */
@@ -283,9 +300,9 @@ static double ulp(double x) { return fmax(ldexp(1, ilogb(fmax(fabs(x), 0x1p-149)
 
 /* The arguments of a function worth trying: a fine sweep, the edges of its branches, and numbers around zero. */
 static ptrdiff_t arguments(double *x, ptrdiff_t capacity) {
-    static const double edges[] = {-316,   -104,       -103.98, -100,       -88,    -87.4, -87.3, -20,   -17,
-                                   -16.64, -1e-3,      -1e-10,  -1e-30,     -1e-42, 0,     1e-42, 1e-30, 1e-10,
-                                   1e-3,   19.9999981, 20,      20.0000019, 88,     89,    100};
+    static const double edges[] = {-316,   -104, -103.98,    -100,   -88,        -87.4,  -87.3, -20,   -17,
+                                   -16.64, -2,   -1e-3,      -1e-10, -1e-30,     -1e-42, 0,     1e-42, 1e-30,
+                                   1e-10,  1e-3, 19.9999981, 20,     20.0000019, 88,     89,    100};
     ptrdiff_t count = 0;
     for (; count < COUNT(edges); count++) x[count] = (double)(float)edges[count];
     x[count++] = (double)(-0.0f);
@@ -306,7 +323,7 @@ static void decays(void **state) {
         {.A_log = -20},
         {.p = {.softplus_beta = 2, .softplus_threshold = 5}},
         {.p = {.softplus_beta = 0.5, .softplus_threshold = 1e30}, .A_log = -3},
-        {.p = {.softplus_threshold = -2}, .A_log = -3},
+        {.p = {.softplus_threshold = -2}, .A_log = -3}, /* -2 itself is below */
         {.p = {.has_lower_bound = true, .lower_bound = -5}},
         {.p = {.has_lower_bound = true, .lower_bound = -80}},
         {.p = {.gate_input = GDN_GATE_LOG}},
@@ -479,6 +496,29 @@ static void halves_are_rounded_to_even(void **state) {
             if (!element_same(type, &rounded, call_at(c, CALL_O, n, 0, 0, v)) && x != 0)
                 test_fail("%.17g is stored in o as %.9g", x, call_get(c, CALL_O, n, 0, 0, v));
         }
+        call_free(c);
+    }
+}
+
+/* Too large for float32: infinities, in whole vectors and in what is left of a row. */
+static void infinities_are_stored(void **state) {
+    (void)state;
+    for (int kind = 0; kind < 4; kind++) {
+        element type = kind & 1 ? ELEMENT_F16 : ELEMENT_BF16;
+        call_config config = {.p = {FIXED(1, 1), HEADS(1, 1, 1, 37), .scale = 1, .gate_input = GDN_GATE_DECAY},
+                              .no_b = true};
+        config.p.o.dtype = (gdn_dtype)type;
+        config.p.compute = kind & 2 ? GDN_COMPUTE_F64 : GDN_COMPUTE_F32;
+        call *c = call_new(&config);
+        call_fill(c, CALL_A, 1);
+        call_fill(c, CALL_Q, 10);
+        call_fill(c, CALL_K, 1);
+        for (ptrdiff_t v = 0; v < 37; v++) call_set(c, CALL_V, 0, 0, 0, v, v % 2 != 0 ? 3e38 : -3e38);
+        test_context("infinities, kind %d", kind);
+        run(c, RUN_WHOLE);
+        for (ptrdiff_t v = 0; v < 37; v++)
+            if (call_get(c, CALL_O, 0, 0, 0, v) != (v % 2 != 0 ? HUGE_VAL : -HUGE_VAL))
+                test_fail("column %td is %g", v, call_get(c, CALL_O, 0, 0, 0, v));
         call_free(c);
     }
 }
@@ -803,10 +843,12 @@ int main(void) {
         cmocka_unit_test(heads),
         cmocka_unit_test(lengths),
         cmocka_unit_test(padding_computes_from_zeros),
+        cmocka_unit_test(padding_needs_a_pool),
         cmocka_unit_test(decays),
         cmocka_unit_test(betas),
         cmocka_unit_test(every_half_is_read_exactly),
         cmocka_unit_test(halves_are_rounded_to_even),
+        cmocka_unit_test(infinities_are_stored),
         cmocka_unit_test(outputs_are_rounded_once),
         cmocka_unit_test(decay_of_zero_forgets),
         cmocka_unit_test(decay_of_zero_forgets_single_rows),

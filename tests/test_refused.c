@@ -282,6 +282,10 @@ static void sizes(void **state) {
     REFUSED(pooled, p.initial_state_source.num_states = -1, GDN_ERROR_SIZE, "initial_state_source");
     REFUSED(cached, p.intermediate_states_buffer.num_rows = -1, GDN_ERROR_SIZE, "intermediate_states_buffer");
     REFUSED(cached, p.intermediate_states_buffer.num_steps = -1, GDN_ERROR_SIZE, "intermediate_states_buffer");
+    ACCEPTED(varlen, p.cu_seqlens.num_columns = 7); /* one-dimensional ones have none */
+    ACCEPTED(read_and_written, p.initial_state_indices.num_columns = p.output_state_indices.num_columns = 7);
+    ACCEPTED(cached, p.intermediate_state_indices.num_columns = 7);
+    ACCEPTED(step_slots, p.num_accepted_tokens.num_columns = 7);
     REFUSED(tree, p.retrieve_parent_token.num_columns = -1, GDN_ERROR_SIZE, "retrieve_parent_token");
     REFUSED(step_slots, p.ssm_state_indices.num_columns = -1, GDN_ERROR_SIZE, "ssm_state_indices");
 
@@ -678,6 +682,13 @@ static void distances_between_slots(void **state) {
             VALID(far_slots, (p.num_seqs = 3, m.many_reads[0] = 0, m.many_reads[1] = slot - 1, m.many_reads[2] = slot));
             REFUSED_AT(far_slots, (p.num_seqs = 3, m.many_reads[0] = 0, m.many_reads[1] = m.many_reads[2] = slot),
                        GDN_ERROR_CONFLICT, "initial_state_indices", 2, 1);
+            /* And where it is the last one of the pool. */
+            VALID(far_slots, (p.num_seqs = 3, p.initial_state_source.num_states = (ptrdiff_t)slot + 1,
+                              m.many_reads[0] = 0, m.many_reads[1] = slot - 1, m.many_reads[2] = slot));
+            REFUSED_AT(far_slots,
+                       (p.num_seqs = 2, p.initial_state_source.num_states = (ptrdiff_t)slot + 1,
+                        m.many_reads[0] = m.many_reads[1] = slot),
+                       GDN_ERROR_CONFLICT, "initial_state_indices", 1, 0);
         }
 }
 
@@ -723,6 +734,7 @@ static void output_overlaps(void **state) {
     REFUSED(fixed_length, p.v.data = m.o, GDN_ERROR_OVERLAP, "o");
     REFUSED(fixed_length, p.b.data = m.o, GDN_ERROR_OVERLAP, "o");
     REFUSED(fixed_length, p.scratch = m.o, GDN_ERROR_OVERLAP, "o");
+    REFUSED(fixed_length, (p.scratch = m.o, p.scratch_size = 1), GDN_ERROR_SCRATCH, "scratch");
     REFUSED(fixed_length, p.q.data = m.scratch, GDN_ERROR_OVERLAP, "scratch");
     REFUSED(cached, p.initial_state_source.data = m.scratch, GDN_ERROR_OVERLAP, "initial_state_source");
     REFUSED(cached, p.o.data = m.pool, GDN_ERROR_OVERLAP, "o");
@@ -748,6 +760,8 @@ static void output_overlaps(void **state) {
     REFUSED(fixed_length, (p.o.data = m.v, p.v.data = m.v + TOKENS * HV * V - 1), GDN_ERROR_OVERLAP, "o");
     ACCEPTED(fixed_length, (p.o.data = m.v, p.v.data = m.v + TOKENS * HV * V));
     ACCEPTED(cached, (lengths(0, 0, 0), p.seq_len = 0, p.o.data = m.pool + 1));
+    ACCEPTED(varlen, (p.cu_seqlens = moved(p.cu_seqlens, m.packed, sizeof m.cu_seqlens),
+                      p.o.data = (char *)m.packed + sizeof m.cu_seqlens));
     /* Inputs may share memory. */
     ACCEPTED(fixed_length, (p.k.data = p.q.data, p.a.data = p.b.data));
 }
@@ -959,6 +973,7 @@ static void statuses(void **state) {
         assert_string_equal(gdn_status_text((gdn_status)outside[i]), "?");
         assert_string_equal(gdn_isa_name((gdn_isa)outside[i]), "?");
     }
+    assert_string_equal(gdn_isa_name(GDN_ISA_AUTO), "auto");
     for (gdn_isa isa = GDN_ISA_AUTO; isa < GDN_NUM_ISAS; isa = (gdn_isa)(isa + 1))
         for (gdn_isa other = GDN_ISA_AUTO; other < isa; other = (gdn_isa)(other + 1))
             assert_string_not_equal(gdn_isa_name(isa), gdn_isa_name(other));
