@@ -682,6 +682,11 @@ static void distances_between_slots(void **state) {
             VALID(far_slots, (p.num_seqs = 3, m.many_reads[0] = 0, m.many_reads[1] = slot - 1, m.many_reads[2] = slot));
             REFUSED_AT(far_slots, (p.num_seqs = 3, m.many_reads[0] = 0, m.many_reads[1] = m.many_reads[2] = slot),
                        GDN_ERROR_CONFLICT, "initial_state_indices", 2, 1);
+            /* One reads what another writes. */
+            REFUSED_AT(far_slots,
+                       (p.num_seqs = 2, p.output_state_indices = gdn_i64(m.many_writes), m.many_reads[0] = 1,
+                        m.many_reads[1] = m.many_writes[0] = slot, m.many_writes[1] = 0),
+                       GDN_ERROR_CONFLICT, "initial_state_indices", 1, 0);
             /* And where it is the last one of the pool. */
             VALID(far_slots, (p.num_seqs = 3, p.initial_state_source.num_states = (ptrdiff_t)slot + 1,
                               m.many_reads[0] = 0, m.many_reads[1] = slot - 1, m.many_reads[2] = slot));
@@ -734,6 +739,7 @@ static void output_overlaps(void **state) {
     REFUSED(fixed_length, p.v.data = m.o, GDN_ERROR_OVERLAP, "o");
     REFUSED(fixed_length, p.b.data = m.o, GDN_ERROR_OVERLAP, "o");
     REFUSED(fixed_length, p.scratch = m.o, GDN_ERROR_OVERLAP, "o");
+    REFUSED(fixed_length, (p.scratch = m.o, p.scratch_size = gdn_scratch_size(&p)), GDN_ERROR_OVERLAP, "o");
     REFUSED(fixed_length, (p.scratch = m.o, p.scratch_size = 1), GDN_ERROR_SCRATCH, "scratch");
     REFUSED(fixed_length, p.q.data = m.scratch, GDN_ERROR_OVERLAP, "scratch");
     REFUSED(cached, p.initial_state_source.data = m.scratch, GDN_ERROR_OVERLAP, "initial_state_source");
