@@ -145,12 +145,15 @@ static bool same_alone(const request *r) {
 }
 
 int main(int argc, char **argv) {
-    const int count = argc > 1 ? atoi(argv[1]) : 40;
+    const int count = argc > 1 ? (int)strtol(argv[1], NULL, 0) : 40;
     seed = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 0) : 1;
     if (argc > 3 || count < 1) return printf("usage: serve_loop [REQUESTS [SEED]]\n"), 2;
     request *requests = calloc((size_t)count, sizeof *requests);
     batch *mixed = malloc(sizeof *mixed), *drafted = malloc(sizeof *drafted);
-    if (requests == NULL || mixed == NULL || drafted == NULL) return printf("FAILED: no memory\n"), 1;
+    if (requests == NULL || mixed == NULL || drafted == NULL) {
+        printf("FAILED: no memory\n");
+        exit(1);
+    }
 
     /* The prefix goes to its slot once. */
     static token prefix[PREFIX];

@@ -36,7 +36,7 @@ static void any_memory_and_partition(call *c, rng *r) {
 }
 
 static void any_batch(const call *c, rng *r) {
-    ptrdiff_t order[16], count = call_num_seqs(c), taken = 1 + rng_below(r, count);
+    ptrdiff_t order[16] = {0}, count = call_num_seqs(c), taken = 1 + rng_below(r, count);
     bool same_length = true;
     for (ptrdiff_t n = 0; n < count; n++) {
         ptrdiff_t j = rng_below(r, n + 1);

@@ -240,7 +240,7 @@ static ptrdiff_t random_size(rng *r, ptrdiff_t usual) {
 
 /* `count` different numbers below `bound`, each of them -1 instead once in `none` (0: never). */
 static call_list random_numbers(rng *r, int *values, ptrdiff_t count, ptrdiff_t bound, ptrdiff_t none) {
-    int all[MAX_LIST * 2];
+    int all[MAX_LIST * 2] = {0};
     for (int i = 0; i < bound; i++) all[i] = i;
     for (ptrdiff_t i = 0; i < count; i++) {
         ptrdiff_t j = i + rng_below(r, bound - i);
@@ -327,7 +327,7 @@ static call *shorten_keys(call *c) {
 
 call *random_call(ptrdiff_t i) {
     static const gdn_dtype dtypes[] = {GDN_F32, GDN_BF16, GDN_F16};
-    int lens[MAX_SEQUENCES];
+    int lens[MAX_SEQUENCES] = {0};
     rng r = rng_stream(&i, 1);
     ptrdiff_t N = 1 + rng_below(&r, MAX_SEQUENCES), steps = 1 + rng_below(&r, MAX_STEPS);
     ptrdiff_t H = 1 + rng_below(&r, 3), HV = H * (1 + rng_below(&r, 3));
