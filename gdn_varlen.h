@@ -645,7 +645,6 @@ enum {
 };
 
 static ptrdiff_t gdni_min(ptrdiff_t x, ptrdiff_t y) { return x < y ? x : y; }
-static ptrdiff_t gdni_round_up(ptrdiff_t x, ptrdiff_t unit) { return (x + unit - 1) / unit * unit; }
 
 /* Sums and products of sizes saturate, so that unchecked sizes never overflow; a negative one, refused later, stays so.
  */
@@ -654,6 +653,7 @@ static ptrdiff_t gdni_size_mul(ptrdiff_t x, ptrdiff_t y) {
     return y > 0 && x > PTRDIFF_MAX / y ? PTRDIFF_MAX : x * y;
 }
 static ptrdiff_t gdni_size_add(ptrdiff_t x, ptrdiff_t y) { return x > PTRDIFF_MAX - y ? PTRDIFF_MAX : x + y; }
+static ptrdiff_t gdni_round_up(ptrdiff_t x, ptrdiff_t unit) { return gdni_size_add(x, unit - 1) / unit * unit; }
 
 /* ---- [ELEMENTS] Conversions of one element --------------------------------------------------------- */
 
@@ -1052,11 +1052,12 @@ static gdn_status gdni_check_array(gdni_array *x, gdn_error *error) {
 /* Two arrays share no byte: either they lie apart, or they are columns of the same rows. */
 static bool gdni_disjoint(const gdni_array *x, const gdni_array *y) {
     const uintptr_t xb = (uintptr_t)x->data, yb = (uintptr_t)y->data;
-    const ptrdiff_t pitch = x->stride[1] * x->element;
+    const ptrdiff_t pitch = gdni_size_mul(x->stride[1], x->element); /* too large only where there is but one row */
     ptrdiff_t xw, yw, offset;
     if (x->bytes == 0 || y->bytes == 0) return true;
     if (xb + (uintptr_t)x->bytes <= yb || yb + (uintptr_t)y->bytes <= xb) return true;
-    if (x->size[0] != 1 || y->size[0] != 1 || pitch <= 0 || pitch != y->stride[1] * y->element) return false;
+    if (x->size[0] != 1 || y->size[0] != 1 || pitch <= 0 || pitch != gdni_size_mul(y->stride[1], y->element))
+        return false;
     xw = (x->stride[2] * (x->size[2] - 1) + x->width) * x->element;
     yw = (y->stride[2] * (y->size[2] - 1) + y->width) * y->element;
     offset = xb <= yb ? (ptrdiff_t)((yb - xb) % (uintptr_t)pitch) : -(ptrdiff_t)((xb - yb) % (uintptr_t)pitch);
@@ -1517,12 +1518,12 @@ GDNI_INLINE double gdni_norm_factor(const gdn_params *r, double sum) {
 
 static void gdni_take(float *base, ptrdiff_t *used, ptrdiff_t count, float **at) {
     if (base != NULL) *at = base + *used;
-    *used = gdni_size_add(*used, gdni_size_add(count, 15) / 16 * 16);
+    *used = gdni_size_add(*used, gdni_round_up(count, 16));
 }
 
 /* Lays the workspace out from `base` (NULL: only counts) and returns the floats it takes. */
 static ptrdiff_t gdni_layout(const gdn_params *r, float *base, gdni_workspace *w) {
-    const ptrdiff_t kp = gdni_size_add(r->head_k_dim, 15) / 16 * 16;
+    const ptrdiff_t kp = gdni_round_up(r->head_k_dim, 16);
     const ptrdiff_t slices = gdni_size_mul(gdni_group_size(r), gdni_slices(r));
     const ptrdiff_t columns = GDNI_SLICE * gdni_min(GDNI_RUN, slices);
     const ptrdiff_t fit = GDNI_BLOCK_KIB * 1024 / 4 / (r->is_kda ? 5 : 2) / kp;
@@ -1562,7 +1563,7 @@ static ptrdiff_t gdni_scratch_bytes(const gdn_params *r) {
         count = gdni_size_mul(2 * (3 + GDNI_SLICE), r->head_k_dim);
     else
         count = gdni_layout(r, NULL, &w);
-    if (r->homogeneous) count = gdni_size_add(count, gdni_size_mul(2, gdni_size_add(r->head_v_dim, 15) / 16 * 16));
+    if (r->homogeneous) count = gdni_size_add(count, gdni_size_mul(2, gdni_round_up(r->head_v_dim, 16)));
     return gdni_size_add(gdni_size_mul(count, 4), GDNI_ALIGNMENT);
 }
 

@@ -813,6 +813,9 @@ static void output_between_inputs(void **state) {
     REFUSED(output_between_slots, UNCHANGED, GDN_ERROR_OVERLAP, "o");
     REFUSED(output_between_steps, UNCHANGED, GDN_ERROR_OVERLAP, "o");
     REFUSED(packed_rows, p.k.head_stride = H * K + HV * V, GDN_ERROR_OVERLAP, "o");
+    REFUSED(fixed_length,
+            (p.batch_size = p.seq_len = 1, p.q.token_stride = p.o.token_stride = PTRDIFF_MAX, p.o.data = m.q + 1),
+            GDN_ERROR_OVERLAP, "o");
 
     ACCEPTED(packed_rows, (p.v.data = m.packed + PITCH - HV * V, p.o.data = m.packed + 2 * H * K));
     static const int32_t one_token[] = {0, 1, 1, 1};
