@@ -173,9 +173,11 @@ static void edit_params(input *b, gdn_params *p) {
     case 2:
         *INPUT_PICK(b, sizes) = (int8_t)input_byte(b);
         break;
-    case 3:
-        *INPUT_PICK(b, sizes) += (int8_t)input_byte(b);
+    case 3: { /* wraps */
+        ptrdiff_t *const size = INPUT_PICK(b, sizes);
+        *size = (ptrdiff_t)((size_t)*size + (size_t)(int8_t)input_byte(b));
         break;
+    }
     case 4:
         *INPUT_PICK(b, sizes) = INPUT_PICK(b, extremes);
         break;

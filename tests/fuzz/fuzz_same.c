@@ -128,14 +128,16 @@ static double largest(const call *c, call_array which) {
 }
 
 /* Every element is what a number within the stated error of the expected one rounds to. The error is relative to the
- * largest element; but these calls are so small that all outputs can be sums that cancel, and the terms of one token
+ * largest element; but these calls are so small that all elements can be sums that cancel, and the terms of one token
  * are then what to compare with. */
 static void require_close(const call *actual, const call *oracle, call_array which) {
     const strided *s = &actual->array[which];
-    const double scale = oracle->p.scale == 0 ? 1 / sqrt((double)oracle->p.head_k_dim) : oracle->p.scale;
-    const double term = scale * longest(oracle, CALL_Q) * longest(oracle, CALL_K) * largest(oracle, CALL_V);
     if (!call_has(actual, which)) return;
-    const double error = actual->tolerance * fmax(largest(oracle, which), which == CALL_O ? term : 0);
+    const double update = longest(oracle, CALL_K) * largest(oracle, CALL_V);
+    const double before = call_has(oracle, CALL_POOL) ? largest(oracle, CALL_INITIAL_POOL) : 0;
+    const double scale = oracle->p.scale == 0 ? 1 / sqrt((double)oracle->p.head_k_dim) : oracle->p.scale;
+    const double term = fmax(before, update) * (which == CALL_O ? scale * longest(oracle, CALL_Q) : 1);
+    const double error = actual->tolerance * fmax(largest(oracle, which), term);
     for (ptrdiff_t i = 0; i < s->shape[0] * s->shape[1] * s->shape[2] * s->shape[3]; i++) {
         const ptrdiff_t inner = i % s->shape[3], rest = i / s->shape[3], head = rest % s->shape[2];
         const ptrdiff_t row = rest / s->shape[2], i0 = row / s->shape[1], i1 = row % s->shape[1];
