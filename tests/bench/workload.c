@@ -134,12 +134,12 @@ static void make_lengths(workload *w, const workload_shape *shape) {
 /* ---- Runs ---- */
 
 /* A chunk is the value heads of one key head, which share the work on q and k, or less where that would leave threads
- * without work; one thread takes everything at once. */
+ * with fewer than two: then those on slower processors determine the time. One thread takes everything at once. */
 static void plan(workload *w) {
     const gdn_params *p = &w->p;
     const ptrdiff_t count = threads_count(w->threads);
     w->items = gdn_num_work_items(p);
-    const ptrdiff_t key_head = w->items / p->num_seqs / p->num_key_heads, fair = w->items / count;
+    const ptrdiff_t key_head = w->items / p->num_seqs / p->num_key_heads, fair = w->items / count / 2;
     w->chunk = count == 1 ? w->items : key_head < fair ? key_head : fair > 0 ? fair : 1;
     w->shares = allocate(w, (size_t)count * sizeof *w->shares);
     for (ptrdiff_t i = 0; i < count; i++) atomic_init(&w->shares[i].next, 0);
