@@ -41,27 +41,24 @@ section_memory() {
 section_threads() {
     build thread "${clang[@]}" -DGDN_SANITIZE=thread -DCMAKE_C_FLAGS_RELEASE=-O1 && tests thread -L run
 }
-# The tests of time and of stack are not for an emulated processor.
+# The tests of time and of stack are not for an emulated processor, and valgrind's has no AVX-512.
 section_valgrind() {
     build valgrind "${gcc[@]}" -DCMAKE_C_FLAGS_RELEASE="-O1 -g" || return
-    local program status=0
-    for program in refused computed golden same_bits seed; do
-        echo "test_$program"
+    printf '%s\n' golden same_bits computed refused seed | GDN_TEST_REQUIRE_ISA=plain xargs -P "$jobs" -I NAME sh -c '
+        echo test_NAME
         valgrind --quiet --error-exitcode=9 --leak-check=full --show-leak-kinds=definite,indirect,possible \
-            "$out/valgrind/tests/test_$program" >"$out/valgrind-$program.log" 2>&1 || {
-            tail -n 40 "$out/valgrind-$program.log"
-            status=1
-        }
-    done
-    return $status
+            "$0/valgrind/tests/test_NAME" >"$0/valgrind-NAME.log" 2>&1 || { tail -n 40 "$0/valgrind-NAME.log"; exit 1; }
+    ' "$out"
 }
 
 section_static() { tests/static.sh; }
 section_coverage() { tests/coverage.sh; }
 section_mutants() { tests/mutants.py; }
 section_exhaustive() { build exhaustive "${gcc[@]}" && tests exhaustive -C long -L long; }
+# A hundred thousand calls, a thousand for each process.
 section_random() {
-    build random "${gcc[@]}" && "$out/random/tests/test_random" 100000
+    build random "${gcc[@]}" || return
+    seq 0 1000 99000 | xargs -P "$jobs" -I FIRST "$out/random/tests/test_random" 1000 FIRST
 }
 section_targets() { tests/bits/targets.sh --require-all; }
 section_emulated() {

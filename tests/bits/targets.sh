@@ -14,7 +14,7 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 work=$(mktemp -d)
-trap 'if [ -d "$work/wine" ]; then wineserver64 -k; fi; rm -rf "$work"' EXIT
+trap 'if [ -d "$work/wine" ]; then wineserver64 -k || :; fi; rm -rf "$work"' EXIT
 export WINEPREFIX=$work/wine WINEDEBUG=-all PATH=$PATH:/usr/lib/wine
 
 quick='' require_all='' pattern=.
