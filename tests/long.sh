@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What .ci/run leaves out: everything that takes longer than a change should wait for. Hours on two processors.
+# What .ci/run leaves out: everything that takes longer than a change should wait for. Three hours on two processors, two
+# of them for the fuzzers.
 #
 #   tests/long.sh [SECTION...]       the sections by name, or some of them (tests/long.sh --list); default: all
 #
