@@ -64,7 +64,10 @@ section_random() {
 section_targets() { tests/bits/targets.sh --require-all; }
 # Scripts that start programs themselves would start them without the emulator.
 section_emulated() {
-    command -v qemu-aarch64 >/dev/null || { echo "qemu-aarch64 is missing" && return 1; }
+    local tool
+    for tool in qemu-aarch64 aarch64-linux-gnu-gcc aarch64-linux-gnu-g++; do
+        command -v "$tool" >/dev/null || { echo "$tool is missing" && return 1; }
+    done
     build aarch64 -DCMAKE_C_COMPILER=aarch64-linux-gnu-gcc -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
         -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DGDN_OWN_CMOCKA=ON \
         -DCMAKE_CROSSCOMPILING_EMULATOR="qemu-aarch64;-L;/usr/aarch64-linux-gnu" &&
