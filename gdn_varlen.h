@@ -596,7 +596,9 @@ static inline gdn_state_cache gdn_cache_of(void *data, gdn_dtype dtype, ptrdiff_
 #endif
 
 /* a*b + c is two roundings unless it is written as gdni_fma. gcc takes that from the pragma below, clang only from
- * one inside each function. The optimisation level keeps the kernel fast in debug builds. */
+ * one inside each function. The optimisation level keeps the kernel fast in debug builds. gcc's vectoriser is kept off:
+ * what is fast is vectors already, and from a loop over those gcc 11 to 14 make masks of scalar conditions that are
+ * wrong in every other lane (with AVX512VL). */
 #if defined(__clang__)
 #define GDNI_EXACT _Pragma("clang fp contract(off) reassociate(off)")
 #else
@@ -618,7 +620,7 @@ static inline gdn_state_cache gdn_cache_of(void *data, gdn_dtype dtype, ptrdiff_
 #endif
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC push_options
-#pragma GCC optimize("O2", "fp-contract=off")
+#pragma GCC optimize("O2", "fp-contract=off", "no-tree-vectorize")
 #elif defined(_MSC_VER)
 #pragma fp_contract(off)
 #endif
@@ -1428,7 +1430,7 @@ typedef struct gdni_workspace {
     float *q, *k;                 /* [block + 1][kp], normalised; q scaled */
     float *decay, *kd, *qd;       /* decay, decay*k, decay*q. KDA: [block + 1][kp]; else one row */
     float *qk, *gate, *beta;      /* [block + 16] */
-    float *bias;                  /* KDA: [kp] */
+    float *bias;                  /* KDA: [kp]; else [16], all the same */
     float *rows;                  /* [4][kp] of a GDN_STATE_VK matrix */
     float *A, *B, *d;             /* [columns] */
     float *v, *o;                 /* [block][columns] */
@@ -1539,7 +1541,7 @@ static ptrdiff_t gdni_layout(const gdn_params *r, float *base, gdni_workspace *w
     gdni_take(base, &used, block + 16, &w->qk);
     gdni_take(base, &used, block + 16, &w->gate);
     gdni_take(base, &used, block + 16, &w->beta);
-    gdni_take(base, &used, r->is_kda ? kp : 0, &w->bias);
+    gdni_take(base, &used, r->is_kda ? kp : 16, &w->bias);
     gdni_take(base, &used, gdni_size_mul(4, kp), &w->rows);
     gdni_take(base, &used, columns, &w->A);
     gdni_take(base, &used, columns, &w->B);
@@ -2618,37 +2620,42 @@ static void gdni_prepare_qk(const gdn_params *r, const gdni_sequence *s, ptrdiff
 
 /* ---- Once per token and value head: decay and beta ---- */
 
-/* In place, for `count` values of the gate's input x = a; bias is one value, or (KDA) one for each. */
-static void gdni_decays(const gdn_params *r, ptrdiff_t hv, const float *bias, bool many_biases, ptrdiff_t count,
+/* In place, for `count` values of the gate's input x = a; bias is one vector for all of them (bias_step 0) or as long as
+ * x (1). No choice inside a loop: one loop for each way. */
+static void gdni_decays(const gdn_params *r, ptrdiff_t hv, const float *bias, ptrdiff_t bias_step, ptrdiff_t count,
                         float *x) {
     const gdni_dvec beta = gdni_dset1(r->softplus_beta), inverse = gdni_dset1(-1.0 / r->softplus_beta);
-    gdni_dvec A = gdni_dset1(0.0);
+    const gdni_dvec threshold = gdni_dset1(r->softplus_threshold), lower_bound = gdni_dset1(r->lower_bound);
+    gdni_dvec A;
     if (r->gate_input == GDN_GATE_DECAY) return;
-    if (r->gate_input == GDN_GATE_RAW)
-        A = gdni_exp(gdni_dset1((double)gdni_get_f32(r->A_log.data, r->A_log.dtype, hv * r->A_log.head_stride)));
-    for (ptrdiff_t i = 0; i < count; i += GDNI_NAME(dlanes)) {
-        gdni_dvec g = gdni_load_double(x + i);
-        if (r->gate_input == GDN_GATE_RAW) {
-            const gdni_dvec y = gdni_dadd(g, many_biases ? gdni_load_double(bias + i) : gdni_dset1((double)*bias));
-            if (r->has_lower_bound) {
-                g = gdni_dmul(gdni_dset1(r->lower_bound), gdni_sigmoid(gdni_dmul(A, y)));
-            } else {
-                const gdni_dvec by = gdni_dmul(beta, y);
-                const gdni_dvec curved = gdni_dselect(by, gdni_dset1(r->softplus_threshold), gdni_softplus(by), by);
-                g = gdni_dmul(A, gdni_dmul(inverse, curved));
-            }
+    if (r->gate_input == GDN_GATE_LOG) {
+        for (ptrdiff_t i = 0; i < count; i += GDNI_NAME(dlanes))
+            gdni_store_double(x + i, gdni_exp(gdni_load_double(x + i)));
+        return;
+    }
+    A = gdni_exp(gdni_dset1((double)gdni_get_f32(r->A_log.data, r->A_log.dtype, hv * r->A_log.head_stride)));
+    if (r->has_lower_bound) {
+        for (ptrdiff_t i = 0; i < count; i += GDNI_NAME(dlanes)) {
+            const gdni_dvec y = gdni_dadd(gdni_load_double(x + i), gdni_load_double(bias + i * bias_step));
+            gdni_store_double(x + i, gdni_exp(gdni_dmul(lower_bound, gdni_sigmoid(gdni_dmul(A, y)))));
         }
-        gdni_store_double(x + i, gdni_exp(g));
+        return;
+    }
+    for (ptrdiff_t i = 0; i < count; i += GDNI_NAME(dlanes)) {
+        const gdni_dvec y = gdni_dadd(gdni_load_double(x + i), gdni_load_double(bias + i * bias_step));
+        const gdni_dvec by = gdni_dmul(beta, y), curved = gdni_dselect(by, threshold, gdni_softplus(by), by);
+        gdni_store_double(x + i, gdni_exp(gdni_dmul(A, gdni_dmul(inverse, curved))));
     }
 }
 
 static void gdni_betas(const gdn_params *r, ptrdiff_t count, float *x) {
     const gdni_dvec factor = gdni_dset1(r->allow_neg_eigval ? 2.0 : 1.0);
-    const bool raw = r->b.data != NULL && r->beta_input == GDN_BETA_RAW;
-    for (ptrdiff_t i = 0; i < count; i += GDNI_NAME(dlanes)) {
-        const gdni_dvec beta = gdni_load_double(x + i);
-        gdni_store_double(x + i, gdni_dmul(factor, raw ? gdni_sigmoid(beta) : beta));
-    }
+    if (r->b.data != NULL && r->beta_input == GDN_BETA_RAW)
+        for (ptrdiff_t i = 0; i < count; i += GDNI_NAME(dlanes))
+            gdni_store_double(x + i, gdni_dmul(factor, gdni_sigmoid(gdni_load_double(x + i))));
+    else
+        for (ptrdiff_t i = 0; i < count; i += GDNI_NAME(dlanes))
+            gdni_store_double(x + i, gdni_dmul(factor, gdni_load_double(x + i)));
 }
 
 static void gdni_prepare_gates(const gdn_params *r, const gdni_sequence *s, ptrdiff_t hv, ptrdiff_t t0, ptrdiff_t count,
@@ -2656,16 +2663,16 @@ static void gdni_prepare_gates(const gdn_params *r, const gdni_sequence *s, ptrd
     const ptrdiff_t K = r->head_k_dim, kp = w->kp, bias_at = hv * r->dt_bias.head_stride;
     const ptrdiff_t bias_size = r->gate_input == GDN_GATE_RAW ? gdni_dtype_size(r->dt_bias.dtype) : 0;
     const char *bias = (const char *)r->dt_bias.data;
-    float single = 0;
     if (!r->beta_per_column) {
         for (ptrdiff_t t = 0; t < count; t++)
             w->beta[t] = r->b.data == NULL ? 1.0f : gdni_get_f32(gdni_row(&r->b, s, t0 + t, hv), r->b.dtype, 0);
         gdni_betas(r, count, w->beta);
     }
     if (!r->is_kda) {
-        if (bias_size != 0) single = gdni_get_f32(bias, r->dt_bias.dtype, bias_at);
+        for (ptrdiff_t i = 0; i < GDNI_NAME(dlanes) && bias_size != 0; i++)
+            w->bias[i] = gdni_get_f32(bias, r->dt_bias.dtype, bias_at);
         for (ptrdiff_t t = 0; t < count; t++) w->gate[t] = gdni_get_f32(gdni_row(&r->a, s, t0 + t, hv), r->a.dtype, 0);
-        gdni_decays(r, hv, &single, false, count, w->gate);
+        gdni_decays(r, hv, w->bias, 0, count, w->gate);
         return;
     }
     if (bias_size != 0) gdni_load_row(bias + bias_at * bias_size, r->dt_bias.dtype, K, kp, w->bias);
@@ -2673,7 +2680,7 @@ static void gdni_prepare_gates(const gdn_params *r, const gdni_sequence *s, ptrd
         float *decay = w->decay + t * kp;
         const float *q = w->q + t * kp, *k = w->k + t * kp;
         gdni_load_row(gdni_row(&r->a, s, t0 + t, hv), r->a.dtype, K, kp, decay);
-        gdni_decays(r, hv, w->bias, true, kp, decay);
+        gdni_decays(r, hv, w->bias, 1, kp, decay);
         for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES) {
             gdni_store(w->kd + t * kp + i, gdni_mul(gdni_load(decay + i), gdni_load(k + i)));
             gdni_store(w->qd + t * kp + i, gdni_mul(gdni_load(decay + i), gdni_load(q + i)));
@@ -2788,13 +2795,17 @@ GDNI_INLINE gdni_vec gdni_finish(gdni_vec factor, gdni_vec qk, gdni_vec beta, gd
     return d;
 }
 
-/* beta_per_column: those of token t, in w->d. */
+/* The betas of a segment's columns at token t, which is token `at` of its block, in w->d. */
 static void gdni_column_betas(const gdn_params *r, const gdni_sequence *s, const gdni_segment *x, ptrdiff_t t,
-                              const gdni_workspace *w) {
+                              ptrdiff_t at, const gdni_workspace *w) {
     const ptrdiff_t columns = x->c1 - x->c0, width = gdni_round_up(columns, GDNI_LANES);
-    const char *b = (const char *)gdni_row(&r->b, s, t, x->value_head);
-    gdni_load_row(b + x->c0 * gdni_dtype_size(r->b.dtype), r->b.dtype, columns, width, w->d);
-    gdni_betas(r, width, w->d);
+    if (r->beta_per_column) {
+        const char *b = (const char *)gdni_row(&r->b, s, t, x->value_head);
+        gdni_load_row(b + x->c0 * gdni_dtype_size(r->b.dtype), r->b.dtype, columns, width, w->d);
+        gdni_betas(r, width, w->d);
+        return;
+    }
+    for (ptrdiff_t c = 0; c < width; c += GDNI_LANES) gdni_store(w->d + c, gdni_set1(w->beta[at]));
 }
 
 /* v is gathered and o scattered for all heads of a group at once, where nothing waits for them. */
@@ -2854,7 +2865,6 @@ GDNI_INLINE void gdni_run_tokens(const gdn_params *r, const gdni_group *g, const
     const bool tree = r->retrieve_parent_token.data != NULL && s->row >= 0;
     const bool every_step = s->row >= 0 || r->ssm_state_indices.data != NULL;
     bool have_sums = t0 > 0 && !tree; /* A and B are those of token t, from the sweep for the one before */
-    const bool column_betas = r->beta_per_column;
     const float *v = x->v;
     float *o = x->o, *A = x->A, *B = x->B, *d = w->d;
     gdni_sweep_args args;
@@ -2863,18 +2873,17 @@ GDNI_INLINE void gdni_run_tokens(const gdn_params *r, const gdni_group *g, const
     for (ptrdiff_t t = 0; t < count; t++, v += x->pitch, o += x->pitch) {
         const int64_t parent = tree ? gdni_parent(r, s, g->n, t0 + t) : -1;
         const gdni_vec factor = gdni_set1(r->is_kda ? 1.0f : w->gate[t]), qk = gdni_set1(w->qk[t]);
-        const gdni_vec beta = gdni_set1(w->beta[t]);
         if (parent >= 0) gdni_move_tile(r, gdni_cache_matrix(r, s->row, parent, x->value_head), x, false, w);
         if (!have_sums) {
             gdni_aim_sums(r, &args, t, w);
             gdni_sweep(&args, x->tile, K, nv, false, true, sixteen);
         }
-        if (column_betas) gdni_column_betas(r, s, x, t0 + t, w);
+        gdni_column_betas(r, s, x, t0 + t, t, w);
         GDNI_UNROLL
         for (int j = 0; j < nv; j++) {
             const int at = j * GDNI_LANES;
-            const gdni_vec beta_j = column_betas ? gdni_load(d + at) : beta;
-            gdni_store(d + at, gdni_finish(factor, qk, beta_j, gdni_load(A + at), gdni_load(B + at), v + at, o + at));
+            gdni_store(d + at, gdni_finish(factor, qk, gdni_load(d + at), gdni_load(A + at), gdni_load(B + at), v + at,
+                                           o + at));
         }
         gdni_prefetch(gdni_output_row(r, s, t0 + t, x->value_head) + x->c0 * size, (x->c1 - x->c0) * size);
         gdni_fetch(r, ahead->group, ahead->t0 + t, ahead->part, ahead->parts);
@@ -3062,12 +3071,10 @@ GDNI_INLINE void gdni_stream_columns(const gdn_params *r, const gdni_sequence *s
         gdni_sums_vk(args, from, dtype, next, K, columns);
     else
         gdni_sums_kv(args, from, dtype, next, pitch, K, nv);
-    if (r->beta_per_column) gdni_column_betas(r, s, x, 0, w);
-    for (ptrdiff_t c = 0; c < columns; c += GDNI_LANES) {
-        const gdni_vec beta = r->beta_per_column ? gdni_load(w->d + c) : gdni_set1(w->beta[0]);
-        gdni_store(w->d + c,
-                   gdni_finish(factor, qk, beta, gdni_load(w->A + c), gdni_load(w->B + c), x->v + c, x->o + c));
-    }
+    gdni_column_betas(r, s, x, 0, 0, w);
+    for (ptrdiff_t c = 0; c < columns; c += GDNI_LANES)
+        gdni_store(w->d + c, gdni_finish(factor, qk, gdni_load(w->d + c), gdni_load(w->A + c), gdni_load(w->B + c),
+                                         x->v + c, x->o + c));
     if (to == NULL) return;
     if (vk)
         gdni_update_vk(args, from, dtype, to, next, K, columns);
