@@ -18,7 +18,7 @@
  */
 #define GDN_IMPLEMENTATION
 #include "gdn_varlen.h"
-#include "gdn_case.h"
+#include "case_io.h"
 
 #include <sys/stat.h>
 #include <sys/types.h>
@@ -45,7 +45,7 @@ static const char help[] =
     "\n"
     "Exit status 2: bad usage, an unreadable file or a refused call, in one line on standard error.\n";
 
-static int complain(const gdn_message *message) {
+static int complain(const case_message *message) {
     fprintf(stderr, "gdn_oracle: %s\n", message->text);
     return EXIT_UNUSABLE;
 }
@@ -56,7 +56,7 @@ typedef struct arguments {
     const char *compute, *isa, *dtype, *atol, *rtol;
 } arguments;
 
-static bool parse_arguments(int argc, char **argv, bool is_run, arguments *a, gdn_message *message) {
+static bool parse_arguments(int argc, char **argv, bool is_run, arguments *a, case_message *message) {
     const struct {
         const char *name;
         bool of_run;
@@ -68,18 +68,18 @@ static bool parse_arguments(int argc, char **argv, bool is_run, arguments *a, gd
     int num_paths = 0;
     for (int i = 2; i < argc; i++) {
         if (strncmp(argv[i], "--", 2) != 0) {
-            if (num_paths == 2) return gdn_fail(message, "unexpected argument '%s'; see --help", argv[i]);
+            if (num_paths == 2) return case_fail(message, "unexpected argument '%s'; see --help", argv[i]);
             a->path[num_paths++] = argv[i];
             continue;
         }
         size_t o = 0;
         const size_t count = sizeof options / sizeof options[0];
         while (o < count && (options[o].of_run != is_run || strcmp(argv[i], options[o].name) != 0)) o++;
-        if (o == count) return gdn_fail(message, "%s has no option '%s'; see --help", argv[1], argv[i]);
-        if (i + 1 == argc) return gdn_fail(message, "%s needs a value; see --help", argv[i]);
+        if (o == count) return case_fail(message, "%s has no option '%s'; see --help", argv[1], argv[i]);
+        if (i + 1 == argc) return case_fail(message, "%s needs a value; see --help", argv[i]);
         *options[o].value = argv[++i];
     }
-    return num_paths == 2 || gdn_fail(message, "%s needs two paths; see --help", argv[1]);
+    return num_paths == 2 || case_fail(message, "%s needs two paths; see --help", argv[1]);
 }
 
 /* ==== run ========================================================================================== */
@@ -93,63 +93,63 @@ static bool make_one_folder(const char *path) {
 }
 
 /* With the folders above it; whether those exist shows when the last one is made. */
-static bool make_folder(const char *path, gdn_message *message) {
-    char part[GDN_CASE_MAX_PATH];
-    if (snprintf(part, sizeof part, "%s", path) >= (int)sizeof part) return gdn_fail(message, "OUT_DIR is too long");
+static bool make_folder(const char *path, case_message *message) {
+    char part[CASE_MAX_PATH];
+    if (snprintf(part, sizeof part, "%s", path) >= (int)sizeof part) return case_fail(message, "OUT_DIR is too long");
     for (char *s = part; *s; s++) {
         if (*s != '/' || s == part) continue;
         *s = '\0';
         make_one_folder(part);
         *s = '/';
     }
-    return make_one_folder(path) || gdn_fail(message, "%.600s: %s", path, strerror(errno));
+    return make_one_folder(path) || case_fail(message, "%.600s: %s", path, strerror(errno));
 }
 
-static bool parse_isa(const char *name, gdn_isa *isa, gdn_message *message) {
+static bool parse_isa(const char *name, gdn_isa *isa, case_message *message) {
     for (int i = 0; i < GDN_NUM_ISAS; i++) {
         if (strcmp(name, gdn_isa_name((gdn_isa)i)) == 0) {
             *isa = (gdn_isa)i;
             return true;
         }
     }
-    gdn_fail(message, "--isa is '%s' and not one of:", name);
+    case_fail(message, "--isa is '%s' and not one of:", name);
     for (int i = 0; i < GDN_NUM_ISAS; i++) {
-        const gdn_message names = *message;
-        gdn_fail(message, "%.900s %s", names.text, gdn_isa_name((gdn_isa)i));
+        const case_message names = *message;
+        case_fail(message, "%.900s %s", names.text, gdn_isa_name((gdn_isa)i));
     }
     return false;
 }
 
-static bool run_case(gdn_case *c, const arguments *a, gdn_compute compute, gdn_isa isa, gdn_message *message) {
+static bool run_case(case_call *c, const arguments *a, gdn_compute compute, gdn_isa isa, case_message *message) {
     gdn_error error;
     char place[64] = "";
-    gdn_case_reset(c, compute);
+    case_reset(c, compute);
     c->params.isa = isa;
     if (gdn_fused_sigmoid_gating_delta_rule_update(&c->params, &error) != GDN_OK) {
         if (error.other >= 0)
             snprintf(place, sizeof place, "[%lld] and [%lld]", (long long)error.index, (long long)error.other);
         else if (error.index >= 0)
             snprintf(place, sizeof place, "[%lld]", (long long)error.index);
-        return gdn_fail(message, "%.600s: %s%s%s%s (%s)", a->path[0], error.argument, place,
-                        error.argument[0] != '\0' ? ": " : "", gdn_status_text(error.status),
-                        gdn_status_name(error.status));
+        return case_fail(message, "%.600s: %s%s%s%s (%s)", a->path[0], error.argument, place,
+                         error.argument[0] != '\0' ? ": " : "", gdn_status_text(error.status),
+                         gdn_status_name(error.status));
     }
-    return make_folder(a->path[1], message) && gdn_case_write_outputs(c, a->path[1], message);
+    return make_folder(a->path[1], message) && case_write_outputs(c, a->path[1], message);
 }
 
 static int run(const arguments *a) {
-    gdn_message message;
-    gdn_case c;
+    case_message message;
+    case_call c;
     gdn_isa isa = GDN_ISA_AUTO;
     const bool f64 = a->compute && strcmp(a->compute, "f64") == 0;
     if (a->compute && !f64 && strcmp(a->compute, "f32") != 0) {
-        gdn_fail(&message, "--compute is '%s' and not f32 or f64", a->compute);
+        case_fail(&message, "--compute is '%s' and not f32 or f64", a->compute);
         return complain(&message);
     }
-    if ((a->isa && !parse_isa(a->isa, &isa, &message)) || !gdn_case_load(&c, a->path[0], &message))
+    if ((a->isa && !parse_isa(a->isa, &isa, &message)) || !case_load(&c, a->path[0], &message))
         return complain(&message);
     const bool ok = run_case(&c, a, f64 ? GDN_COMPUTE_F64 : GDN_COMPUTE_F32, isa, &message);
-    gdn_case_free(&c);
+    case_free(&c);
     return ok ? EXIT_SAME : complain(&message);
 }
 
@@ -164,7 +164,7 @@ typedef struct comparison {
 } comparison;
 
 typedef struct operand {
-    gdn_npy array;
+    npy_array array;
     gdn_dtype dtype;
 } operand;
 
@@ -172,15 +172,15 @@ static comparison compare_arrays(const operand *expected, const operand *actual,
                                  double rtol) {
     comparison r = {.worst = -1};
     for (ptrdiff_t i = 0; i < expected->array.count; i++) {
-        const double e = gdn_get(expected->array.data, expected->dtype, i);
-        const double a = gdn_get(actual->array.data, actual->dtype, i);
-        const double difference = gdn_difference(e, a);
+        const double e = case_get(expected->array.data, expected->dtype, i);
+        const double a = case_get(actual->array.data, actual->dtype, i);
+        const double difference = case_difference(e, a);
         const double relative = difference == 0 ? 0 : isfinite(e) ? difference / fabs(e) : (double)INFINITY;
         const bool past = difference > 0 && !(isfinite(difference) && difference <= atol + rtol * fabs(e));
 
         r.max_absolute = fmax(r.max_absolute, difference);
         r.max_relative = fmax(r.max_relative, relative);
-        r.max_ulps = fmax(r.max_ulps, gdn_ulps(e, a, unit));
+        r.max_ulps = fmax(r.max_ulps, case_ulps(e, a, unit));
         r.sum_error += difference * difference;
         if (isfinite(e)) r.sum_expected += e * e;
         if (r.worst < 0 || (past && r.num_past == 0) || (past == (r.num_past > 0) && difference > r.worst_difference)) {
@@ -193,58 +193,59 @@ static comparison compare_arrays(const operand *expected, const operand *actual,
 }
 
 static void print_comparison(const comparison *r, const operand *expected, const operand *actual, gdn_dtype unit) {
-    const gdn_npy *x = &expected->array;
-    printf("shape %s\n", gdn_format_shape(x->num_dims, x->shape).text);
-    printf("dtypes %s %s\n", gdn_dtype_word(expected->dtype), gdn_dtype_word(actual->dtype));
+    const npy_array *x = &expected->array;
+    printf("shape %s\n", npy_format_shape(x->num_dims, x->shape).text);
+    printf("dtypes %s %s\n", case_dtype_word(expected->dtype), case_dtype_word(actual->dtype));
     printf("max_abs_diff %.9g\n", r->max_absolute);
     printf("max_rel_diff %.9g\n", r->max_relative);
-    printf("max_ulp_diff %.9g %s\n", r->max_ulps, gdn_dtype_word(unit));
+    printf("max_ulp_diff %.9g %s\n", r->max_ulps, case_dtype_word(unit));
     printf("nmse %.9g\n", r->sum_error > 0 ? r->sum_error / r->sum_expected : 0);
     if (r->worst >= 0) {
-        ptrdiff_t at[GDN_NPY_MAX_DIMS] = {0}, rest = r->worst;
+        ptrdiff_t at[NPY_MAX_DIMS] = {0}, rest = r->worst;
         for (int i = x->num_dims - 1; i >= 0; i--) {
             at[i] = rest % x->shape[i];
             rest /= x->shape[i];
         }
-        printf("worst %s expected %.17g actual %.17g\n", gdn_format_shape(x->num_dims, at).text,
-               gdn_get(x->data, expected->dtype, r->worst), gdn_get(actual->array.data, actual->dtype, r->worst));
+        printf("worst %s expected %.17g actual %.17g\n", npy_format_shape(x->num_dims, at).text,
+               case_get(x->data, expected->dtype, r->worst), case_get(actual->array.data, actual->dtype, r->worst));
     }
     printf("past_tolerance %lld of %lld\n", (long long)r->num_past, (long long)x->count);
     puts(r->num_past == 0 ? "OK" : "FAIL");
 }
 
-static bool parse_tolerance(const char *name, const char *value, double *x, gdn_message *message) {
+static bool parse_tolerance(const char *name, const char *value, double *x, case_message *message) {
     char *end;
     *x = value ? strtod(value, &end) : 0;
     if (!value || (end != value && *end == '\0' && isfinite(*x) && *x >= 0)) return true;
-    return gdn_fail(message, "%s is '%s' and not a finite number of at least 0", name, value);
+    return case_fail(message, "%s is '%s' and not a finite number of at least 0", name, value);
 }
 
-static bool read_operand(const char *path, gdn_dtype declared, operand *x, gdn_message *message) {
-    if (!gdn_npy_read(path, &x->array, message)) return false;
-    x->dtype = gdn_npy_dtype(&x->array, declared);
+static bool read_operand(const char *path, gdn_dtype declared, operand *x, case_message *message) {
+    if (!npy_read(path, &x->array, message)) return false;
+    x->dtype = npy_dtype(&x->array, declared);
     if (x->dtype != GDN_DTYPE_NOT_SET) return true;
-    return gdn_fail(message, "%.600s: holds integers (%s)%s", path, gdn_npy_type_name(x->array.type),
-                    x->array.type == GDN_NPY_U16 ? "; where they stand for numbers, say --dtype bf16 or f16" : "");
+    return case_fail(message, "%.600s: holds integers (%s)%s", path, npy_type_name(x->array.type),
+                     x->array.type == NPY_U16 ? "; where they stand for numbers, say --dtype bf16 or f16" : "");
 }
 
 static bool compare_files(const arguments *a, operand *expected, operand *actual, int *exit_status,
-                          gdn_message *message) {
+                          case_message *message) {
     double atol, rtol;
-    gdn_dtype unit = a->dtype ? gdn_dtype_named(a->dtype) : GDN_DTYPE_NOT_SET;
+    gdn_dtype unit = a->dtype ? case_dtype_named(a->dtype) : GDN_DTYPE_NOT_SET;
     if (a->dtype && unit == GDN_DTYPE_NOT_SET)
-        return gdn_fail(message, "--dtype is '%s' and not one of: bf16 f16 f32 f64", a->dtype);
+        return case_fail(message, "--dtype is '%s' and not one of: bf16 f16 f32 f64", a->dtype);
     if (!parse_tolerance("--atol", a->atol, &atol, message) || !parse_tolerance("--rtol", a->rtol, &rtol, message))
         return false;
     if (!read_operand(a->path[0], unit, expected, message) || !read_operand(a->path[1], unit, actual, message))
         return false;
-    const gdn_npy *e = &expected->array, *x = &actual->array;
+    const npy_array *e = &expected->array, *x = &actual->array;
     if (e->num_dims != x->num_dims || memcmp(e->shape, x->shape, sizeof e->shape) != 0)
-        return gdn_fail(message, "the shapes differ: %s and %s", gdn_format_shape(e->num_dims, e->shape).text,
-                        gdn_format_shape(x->num_dims, x->shape).text);
+        return case_fail(message, "the shapes differ: %s and %s", npy_format_shape(e->num_dims, e->shape).text,
+                         npy_format_shape(x->num_dims, x->shape).text);
 
     if (unit == GDN_DTYPE_NOT_SET)
-        unit = gdn_fraction_bits(expected->dtype) < gdn_fraction_bits(actual->dtype) ? expected->dtype : actual->dtype;
+        unit =
+            case_fraction_bits(expected->dtype) < case_fraction_bits(actual->dtype) ? expected->dtype : actual->dtype;
     const comparison r = compare_arrays(expected, actual, unit, atol, rtol);
     print_comparison(&r, expected, actual, unit);
     *exit_status = r.num_past == 0 ? EXIT_SAME : EXIT_DIFFERENT;
@@ -252,19 +253,19 @@ static bool compare_files(const arguments *a, operand *expected, operand *actual
 }
 
 static int compare(const arguments *a) {
-    gdn_message message;
+    case_message message;
     operand expected, actual;
     int exit_status = EXIT_UNUSABLE;
     memset(&expected, 0, sizeof expected);
     memset(&actual, 0, sizeof actual);
     if (!compare_files(a, &expected, &actual, &exit_status, &message)) complain(&message);
-    gdn_npy_free(&expected.array);
-    gdn_npy_free(&actual.array);
+    npy_free(&expected.array);
+    npy_free(&actual.array);
     return exit_status;
 }
 
 int main(int argc, char **argv) {
-    gdn_message message;
+    case_message message;
     arguments a = {{NULL, NULL}, NULL, NULL, NULL, NULL, NULL};
     const char *command = argc > 1 ? argv[1] : "";
     if (strcmp(command, "--help") == 0) {
@@ -278,7 +279,7 @@ int main(int argc, char **argv) {
     }
     const bool is_run = strcmp(command, "run") == 0;
     if (!is_run && strcmp(command, "compare") != 0) {
-        gdn_fail(&message, "usage: gdn_oracle run CASE_DIR OUT_DIR | compare EXPECTED.npy ACTUAL.npy; see --help");
+        case_fail(&message, "usage: gdn_oracle run CASE_DIR OUT_DIR | compare EXPECTED.npy ACTUAL.npy; see --help");
         return complain(&message);
     }
     if (!parse_arguments(argc, argv, is_run, &a, &message)) return complain(&message);

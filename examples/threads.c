@@ -5,13 +5,62 @@
  */
 #define GDN_IMPLEMENTATION
 #include "gdn_varlen.h"
-#include "decode_batch.h"
 
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #ifndef __STDC_NO_THREADS__
 #include <threads.h>
 #endif
+
+/* The batch: some tokens of each of some sequences. */
+enum { SEQUENCES = 16, STEPS = 3, H = 4, HV = 8, K = 64, V = 64, MOST_THREADS = 5 };
+
+static struct {
+    float q[STEPS][SEQUENCES * H * K], k[STEPS][SEQUENCES * H * K], v[STEPS][SEQUENCES * HV * V];
+    float a[STEPS][SEQUENCES * HV], b[STEPS][SEQUENCES * HV], A_log[HV], dt_bias[HV];
+} in;
+
+/* What decoding writes: by one call for each step, and by threads. */
+typedef struct outputs {
+    float o[STEPS][SEQUENCES * HV * V], pool[SEQUENCES * HV * V * K];
+} outputs;
+
+static outputs alone, shared;
+
+/* Draws from [-1, 1). */
+static void fill_inputs(void) {
+    uint32_t seed = 1;
+    float *x = (float *)&in;
+    for (size_t i = 0; i < sizeof in / sizeof *x; i++) {
+        seed = seed * 1664525u + 1013904223u;
+        x[i] = (float)(seed >> 8) / 8388608.0f - 1.0f;
+    }
+}
+
+/* The call that decodes one token of each sequence. */
+static gdn_params decode_step(int step, outputs *out) {
+    gdn_params p = {0};
+    p.batch_size = SEQUENCES;
+    p.seq_len = 1;
+    p.num_key_heads = H;
+    p.num_value_heads = HV;
+    p.head_k_dim = K;
+    p.head_v_dim = V;
+    p.A_log = gdn_f32(in.A_log);
+    p.dt_bias = gdn_f32(in.dt_bias);
+    p.q = gdn_f32(in.q[step]);
+    p.k = gdn_f32(in.k[step]);
+    p.v = gdn_f32(in.v[step]);
+    p.a = gdn_f32(in.a[step]);
+    p.b = gdn_f32(in.b[step]);
+    p.o = gdn_out_f32(out->o[step]);
+    p.initial_state_source = gdn_pool_of(out->pool, GDN_F32, SEQUENCES);
+    p.state_layout = GDN_STATE_VK;
+    p.use_qk_l2norm_in_kernel = true;
+    return p;
+}
 
 /* What worker ith of nth needs to know. */
 typedef struct worker {
@@ -62,14 +111,12 @@ static bool on_openmp(worker *w, int count) {
 }
 #endif
 
-static decode_result alone, result;
-
 /* Decodes the batch with 1, 2, ... workers. Once gdn_validate() has accepted a call, its shares cannot fail. */
 static void decode(const char *name, bool (*run)(worker *, int)) {
     for (int count = 1; count <= MOST_THREADS; count++) {
-        memset(&result, 0, sizeof result);
+        memset(&shared, 0, sizeof shared);
         for (int step = 0; step < STEPS; step++) {
-            const gdn_params p = decode_step(step, &result);
+            const gdn_params p = decode_step(step, &shared);
             worker w[MOST_THREADS];
             bool done = gdn_validate(&p, NULL) == GDN_OK;
             for (int i = 0; i < count; i++)
@@ -83,7 +130,7 @@ static void decode(const char *name, bool (*run)(worker *, int)) {
             printf("FAILED: %s: %d threads did not run\n", name, count);
             exit(1);
         }
-        if (memcmp(&result, &alone, sizeof result) == 0) continue;
+        if (memcmp(&shared, &alone, sizeof shared) == 0) continue;
         printf("FAILED: %s: %d threads give other bits than one call\n", name, count);
         exit(1);
     }
@@ -91,8 +138,14 @@ static void decode(const char *name, bool (*run)(worker *, int)) {
 }
 
 int main(void) {
-    gdn_error error;
-    if (decode_alone(&alone, &error) != GDN_OK) return 1;
+    fill_inputs();
+    for (int step = 0; step < STEPS; step++) {
+        const gdn_params p = decode_step(step, &alone);
+        gdn_error error;
+        if (gdn_fused_sigmoid_gating_delta_rule_update(&p, &error) == GDN_OK) continue;
+        printf("FAILED: %s: %s\n", error.argument, gdn_status_text(error.status));
+        return 1;
+    }
     decode("POSIX threads", on_posix_threads);
 #ifndef __STDC_NO_THREADS__
     decode("C11 threads", on_c11_threads);

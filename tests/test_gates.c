@@ -113,7 +113,7 @@ static int measure_all(void) {
 
 typedef struct instance {
     gdn_isa isa;
-    void (*decays)(const gdn_params *, ptrdiff_t, const float *, bool, ptrdiff_t, float *);
+    void (*decays)(const gdn_params *, ptrdiff_t, const float *, ptrdiff_t, ptrdiff_t, float *);
     void (*betas)(const gdn_params *, ptrdiff_t, float *);
 } instance;
 static const instance instances[] = {
@@ -128,13 +128,15 @@ static const instance instances[] = {
 
 /* exp by itself, softplus inside the decay, sigmoid as beta and inside the bounded decay. */
 static void run_gates(const instance *x, int which, float *values) {
-    const float A_log = 0.5f, b = 0, bias = 0.25f;
+    const float A_log = 0.5f, b = 0;
+    float bias[16]; /* one vector, as wide as any */
+    for (int i = 0; i < 16; i++) bias[i] = 0.25f;
     gdn_params p = {.A_log = gdn_f32(&A_log), .b = gdn_f32(&b)};
     p.softplus_beta = 1, p.softplus_threshold = 20, p.lower_bound = -5;
     p.gate_input = which == 0 ? GDN_GATE_LOG : GDN_GATE_RAW;
     p.has_lower_bound = which == 2;
     if (which < 3)
-        x->decays(&p, 0, &bias, false, BLOCK, values);
+        x->decays(&p, 0, bias, 0, BLOCK, values);
     else
         x->betas(&p, BLOCK, values);
 }

@@ -15,7 +15,7 @@
 /* The arrays of the cases lie in guarded memory. */
 #define malloc guard_malloc
 #define free guard_release
-#include "../examples/gdn_case.h"
+#include "../examples/case_io.h"
 #undef malloc
 #undef free
 
@@ -40,14 +40,14 @@ static double largest(const double *x, ptrdiff_t count) {
 static double relative_error(const double *expected, const void *data, gdn_dtype dtype, ptrdiff_t count) {
     const double scale = largest(expected, count);
     double most = 0;
-    for (ptrdiff_t i = 0; i < count; i++) most = fmax(most, gdn_difference(expected[i], gdn_get(data, dtype, i)));
+    for (ptrdiff_t i = 0; i < count; i++) most = fmax(most, case_difference(expected[i], case_get(data, dtype, i)));
     return most == 0 ? 0 : most / scale;
 }
 
 static double *to_doubles(const void *data, gdn_dtype dtype, ptrdiff_t count) {
     double *x = (double *)malloc((size_t)count * sizeof *x + 1);
     assert_non_null(x);
-    for (ptrdiff_t i = 0; i < count; i++) x[i] = gdn_get(data, dtype, i);
+    for (ptrdiff_t i = 0; i < count; i++) x[i] = case_get(data, dtype, i);
     return x;
 }
 
@@ -57,40 +57,39 @@ static int64_t index_at(const gdn_indices *x, ptrdiff_t i) {
 
 /* ==== one case ===================================================================================== */
 
-static const char *const file_names[GDN_CASE_NUM_OUTPUTS] = {"o", "final_state", "intermediate_states"};
+static const char *const file_names[CASE_NUM_OUTPUTS] = {"o", "final_state", "intermediate_states"};
 
 /* An array that the case records, as doubles. */
-static double *read_recorded(const char *folder, const char *name, const gdn_case_output *out, gdn_dtype declared) {
-    char path[GDN_CASE_MAX_PATH];
-    gdn_message message;
-    gdn_npy x = {0};
-    if (!gdn_case_path(path, folder, name, ".npy", &message) || !gdn_npy_read(path, &x, &message))
-        fail_msg("%s", message.text);
-    assert_int_equal(gdn_npy_dtype(&x, declared), declared);
+static double *read_recorded(const char *folder, const char *name, const case_output *out, gdn_dtype declared) {
+    char path[CASE_MAX_PATH];
+    case_message message;
+    npy_array x = {0};
+    if (!case_path(path, folder, name, ".npy", &message) || !npy_read(path, &x, &message)) fail_msg("%s", message.text);
+    assert_int_equal(npy_dtype(&x, declared), declared);
     assert_int_equal(x.num_dims, out->num_dims);
     for (int i = 0; i < x.num_dims; i++) assert_int_equal(x.shape[i], out->shape[i]);
     double *values = to_doubles(x.data, declared, x.count);
-    gdn_npy_free(&x);
+    npy_free(&x);
     return values;
 }
 
-static void run(gdn_case *c, gdn_compute compute, gdn_isa isa) {
+static void run(case_call *c, gdn_compute compute, gdn_isa isa) {
     gdn_error error;
-    gdn_case_reset(c, compute);
+    case_reset(c, compute);
     gdn_params p = c->params;
     p.isa = isa;
     /* The outputs of a case have room for doubles; here they end where they end. */
     void **const data[] = {&p.o.data, &p.initial_state_source.data, &p.intermediate_states_buffer.data};
-    guard_block exact[GDN_CASE_NUM_OUTPUTS];
-    for (int i = 0; i < GDN_CASE_NUM_OUTPUTS; i++) {
+    guard_block exact[CASE_NUM_OUTPUTS];
+    for (int i = 0; i < CASE_NUM_OUTPUTS; i++) {
         if (*data[i] == NULL) continue;
-        exact[i] = guard_alloc((size_t)c->outputs[i].count * gdn_dtype_size(c->outputs[i].dtype), GUARD_AFTER);
+        exact[i] = guard_alloc((size_t)c->outputs[i].count * case_dtype_size(c->outputs[i].dtype), GUARD_AFTER);
         memcpy(exact[i].data, c->outputs[i].data, exact[i].size);
         *data[i] = exact[i].data;
     }
     if (gdn_fused_sigmoid_gating_delta_rule_update(&p, &error) != GDN_OK)
         fail_msg("%s[%lld]: %s", error.argument, (long long)error.index, gdn_status_text(error.status));
-    for (int i = 0; i < GDN_CASE_NUM_OUTPUTS; i++) {
+    for (int i = 0; i < CASE_NUM_OUTPUTS; i++) {
         if (*data[i] == NULL) continue;
         memcpy(c->outputs[i].data, exact[i].data, exact[i].size);
         guard_free(&exact[i]);
@@ -99,10 +98,10 @@ static void run(gdn_case *c, gdn_compute compute, gdn_isa isa) {
 
 /* A 16-bit output is the rounded truth, save where float32 lies so close to the middle of two numbers that it falls on
  * the other side. */
-static void check_rounded_truth(const char *name, const gdn_case_output *out, const double *truth) {
+static void check_rounded_truth(const char *name, const case_output *out, const double *truth) {
     ptrdiff_t num_equal = 0;
     for (ptrdiff_t i = 0; i < out->count; i++) {
-        const double actual = gdn_get(out->data, out->dtype, i), ulps = gdn_ulps(truth[i], actual, out->dtype);
+        const double actual = case_get(out->data, out->dtype, i), ulps = case_ulps(truth[i], actual, out->dtype);
         if (!(ulps <= 1)) fail_msg("%s: element %lld is %g and not %g", name, (long long)i, actual, truth[i]);
         if (ulps == 0) num_equal++;
     }
@@ -112,16 +111,16 @@ static void check_rounded_truth(const char *name, const gdn_case_output *out, co
 
 /* Another system's 16-bit output was rounded from another float32: one unit apart, or by what is nothing next to the
  * largest element, where two large terms cancel. */
-static void check_rounded_record(const char *name, const gdn_case_output *out, const double *recorded) {
+static void check_rounded_record(const char *name, const case_output *out, const double *recorded) {
     const double nothing = f32_tolerance * largest(recorded, out->count);
     for (ptrdiff_t i = 0; i < out->count; i++) {
-        const double actual = gdn_get(out->data, out->dtype, i);
-        if (!(gdn_ulps(recorded[i], actual, out->dtype) <= 1 || gdn_difference(recorded[i], actual) <= nothing))
+        const double actual = case_get(out->data, out->dtype, i);
+        if (!(case_ulps(recorded[i], actual, out->dtype) <= 1 || case_difference(recorded[i], actual) <= nothing))
             fail_msg("%s: element %lld is %g, recorded %g", name, (long long)i, actual, recorded[i]);
     }
 }
 
-static void check_output(const char *name, const gdn_case_output *out, const double *truth, const double *recorded) {
+static void check_output(const char *name, const case_output *out, const double *truth, const double *recorded) {
     if (out->dtype == GDN_F32) {
         const double from_truth = relative_error(truth, out->data, out->dtype, out->count);
         const double from_record = relative_error(recorded, out->data, out->dtype, out->count);
@@ -157,9 +156,9 @@ static void mark_written(const gdn_params *p, bool *slots, bool *places) {
 }
 
 /* Slots that no sequence writes keep every bit, and places of the cache that none writes stay zero. */
-static void check_untouched(const gdn_case *c) {
+static void check_untouched(const case_call *c) {
     const gdn_params *p = &c->params;
-    const gdn_case_output *pool = &c->outputs[GDN_CASE_FINAL_STATE], *cache = &c->outputs[GDN_CASE_INTERMEDIATE_STATES];
+    const case_output *pool = &c->outputs[CASE_FINAL_STATE], *cache = &c->outputs[CASE_INTERMEDIATE_STATES];
     const ptrdiff_t num_slots = pool->shape[0], num_places = cache->shape[0] * cache->shape[1];
     bool *slots = (bool *)calloc((size_t)num_slots + 1, sizeof *slots);
     bool *places = (bool *)calloc((size_t)num_places + 1, sizeof *places);
@@ -168,13 +167,13 @@ static void check_untouched(const gdn_case *c) {
     mark_written(p, slots, places);
 
     const size_t state_elements = (size_t)(p->num_value_heads * p->head_k_dim * p->head_v_dim);
-    const size_t slot_bytes = state_elements * gdn_dtype_size(pool->dtype);
+    const size_t slot_bytes = state_elements * case_dtype_size(pool->dtype);
     for (ptrdiff_t i = 0; i < num_slots; i++) {
         const size_t at = (size_t)i * slot_bytes;
         if (!slots[i] && memcmp((const char *)pool->data + at, (const char *)c->initial_state + at, slot_bytes) != 0)
             fail_msg("slot %lld of the pool was touched", (long long)i);
     }
-    const size_t place_bytes = state_elements * gdn_dtype_size(cache->dtype);
+    const size_t place_bytes = state_elements * case_dtype_size(cache->dtype);
     for (ptrdiff_t i = 0; i < num_places; i++) {
         const char *place = (const char *)cache->data + (size_t)i * place_bytes;
         for (size_t j = 0; j < place_bytes && !places[i]; j++)
@@ -192,34 +191,34 @@ typedef struct reference {
 
 static void test_case(void **state) {
     const char *name = (const char *)*state;
-    char folder[GDN_CASE_MAX_PATH];
-    gdn_message message;
-    gdn_case c;
-    reference references[GDN_CASE_NUM_OUTPUTS] = {{NULL, NULL, NULL}};
-    if (!gdn_case_path(folder, GDN_GOLDEN_DIR, name, "", &message) || !gdn_case_load(&c, folder, &message))
+    char folder[CASE_MAX_PATH];
+    case_message message;
+    case_call c;
+    reference references[CASE_NUM_OUTPUTS] = {{NULL, NULL, NULL}};
+    if (!case_path(folder, GDN_GOLDEN_DIR, name, "", &message) || !case_load(&c, folder, &message))
         fail_msg("%s", message.text);
 
     run(&c, GDN_COMPUTE_F64, GDN_ISA_AUTO);
-    for (int i = 0; i < GDN_CASE_NUM_OUTPUTS; i++) {
-        const gdn_case_output *out = &c.outputs[i];
+    for (int i = 0; i < CASE_NUM_OUTPUTS; i++) {
+        const case_output *out = &c.outputs[i];
         if (!out->data) continue;
         references[i].truth = to_doubles(out->data, out->dtype, out->count);
         references[i].recorded = read_recorded(folder, file_names[i], out, out->declared);
     }
-    const gdn_case_output *o = &c.outputs[GDN_CASE_O];
+    const case_output *o = &c.outputs[CASE_O];
     double *o_f64 = read_recorded(folder, "o_f64", o, GDN_F64);
     const double f64_error = relative_error(o_f64, o->data, o->dtype, o->count);
     if (!(f64_error <= f64_tolerance)) fail_msg("o in float64: %g from the truth", f64_error);
-    free(references[GDN_CASE_O].truth);
-    references[GDN_CASE_O].truth = o_f64;
+    free(references[CASE_O].truth);
+    references[CASE_O].truth = o_f64;
 
     for (int isa = GDN_ISA_PLAIN; isa < GDN_NUM_ISAS; isa++) {
         if (!gdn_isa_supported((gdn_isa)isa)) continue;
         run(&c, GDN_COMPUTE_F32, (gdn_isa)isa);
         check_untouched(&c);
-        for (int i = 0; i < GDN_CASE_NUM_OUTPUTS; i++) {
-            const gdn_case_output *out = &c.outputs[i];
-            const size_t size = (size_t)out->count * gdn_dtype_size(out->dtype);
+        for (int i = 0; i < CASE_NUM_OUTPUTS; i++) {
+            const case_output *out = &c.outputs[i];
+            const size_t size = (size_t)out->count * case_dtype_size(out->dtype);
             if (!out->data) continue;
             if (isa == GDN_ISA_PLAIN) {
                 check_output(file_names[i], out, references[i].truth, references[i].recorded);
@@ -235,12 +234,12 @@ static void test_case(void **state) {
     print_message("%-38s o: %.1e from float64; %s: %.1e\n", name, relative_error(o_f64, o->data, o->dtype, o->count),
                   c.source[0] != '\0' ? c.source : "sglang_triton", c.source_error_o);
 
-    for (int i = 0; i < GDN_CASE_NUM_OUTPUTS; i++) {
+    for (int i = 0; i < CASE_NUM_OUTPUTS; i++) {
         free(references[i].truth);
         free(references[i].recorded);
         free(references[i].plain);
     }
-    gdn_case_free(&c);
+    case_free(&c);
 }
 
 /* ==== all cases ==================================================================================== */

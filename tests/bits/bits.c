@@ -14,6 +14,7 @@
 #include "gdn_varlen.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #ifdef BITS_THREADS
 #include <pthread.h>

@@ -101,7 +101,7 @@ static FILE *nowhere;
 #ifndef GDN_NO_SIMD
 #define GDN_NO_SIMD
 #endif
-#define GDN_CASE_MAX_CACHE_BYTES ((uint64_t)1 << 20)
+#define CASE_MAX_CACHE_BYTES ((uint64_t)1 << 20)
 #define fopen memory_open
 #define mkdir no_mkdir
 #define printf(...) fprintf(nowhere, __VA_ARGS__)
@@ -128,9 +128,9 @@ static int oracle(const char *const *words) {
 
 /* Whether the case can be run in the time of one input. */
 static bool is_small(void) {
-    gdn_case c;
-    gdn_message message;
-    if (!gdn_case_load(&c, "case", &message)) {
+    case_call c;
+    case_message message;
+    if (!case_load(&c, "case", &message)) {
         REQUIRE(strchr(message.text, '\n') == NULL && message.text[0] != '\0');
         return true; /* and is refused once more */
     }
@@ -140,7 +140,7 @@ static bool is_small(void) {
                         (double)p->head_k_dim * (double)p->head_v_dim;
     const bool small = sequences < MAX_WORK && work < MAX_WORK && (double)p->head_k_dim < MAX_WORK &&
                        sequences * (double)p->num_value_heads * (double)p->head_v_dim < MAX_WORK;
-    gdn_case_free(&c);
+    case_free(&c);
     return small;
 }
 
@@ -197,10 +197,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             for (int i = 0; i < given; i++) files[i].name = "";
             REQUIRE(num_files > given);
             for (int i = given; i < num_files; i++) {
-                gdn_npy x;
-                gdn_message message;
-                REQUIRE(gdn_npy_read(files[i].name, &x, &message));
-                gdn_npy_free(&x);
+                npy_array x;
+                case_message message;
+                REQUIRE(npy_read(files[i].name, &x, &message));
+                npy_free(&x);
             }
         }
     }

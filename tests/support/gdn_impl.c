@@ -1,3 +1,3 @@
-/* The one translation unit of the tests that holds the implementation. */
+/* The one translation unit that holds the implementation, for all programs of the project. */
 #define GDN_IMPLEMENTATION
 #include "gdn_varlen.h"

@@ -4,8 +4,8 @@
  * value heads that belong to them. Nothing moves while tokens are computed; the outputs are gathered afterwards and
  * compared, bit for bit, with those of one process, and so are the states.
  *
- *   mpicc -O2 -I. examples/mpi_tensor_parallel.c -o mpi_tensor_parallel -lm
- *   mpirun -n 4 mpi_tensor_parallel [GROUPS]        default: 2 for four ranks, eight, ...
+ *   mpicc -O2 -I. examples/mpi/tensor_parallel.c -o tensor_parallel -lm
+ *   mpirun -n 4 tensor_parallel [GROUPS]        default: 2 for four ranks, eight, ...
  *
  * Every rank draws all inputs from one seed, as if the layer before had left them there, and passes its share as views:
  * the strides are those of the whole.

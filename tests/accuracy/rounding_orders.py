@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the order of operations costs: the header's order in float32 and that of the Triton kernel, over random calls.
 
-    rounding_orders.py GDN_ORACLE GOLDEN_DIR [--draws N] [CASE...]
+    tests/accuracy/rounding_orders.py GDN_ORACLE GOLDEN_DIR [--draws N] [CASE...]
 
 One golden case is one draw of the rounding errors. For each float32 case this draws N calls of the same shape and
 options, with elements from the case's own arrays, and prints the error of o against float64, relative to the largest

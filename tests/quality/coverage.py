@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Lines and branches of a header that were run, over all instances of its functions together.
 
-    tests/coverage.py HEADER IGNORED GCDA...
+    tests/quality/coverage.py HEADER IGNORED GCDA...
 
 gcov counts each instance of a function for itself (gdni_sweep_plain, gdni_sweep_avx2) and lists the branches of a line
 once for each. Here a line was run if one instance ran it, and a branch was taken if one took it. IGNORED holds regular

@@ -1,14 +1,14 @@
 #!/bin/sh
 # How much of the header the tests run: lines and branches. Needs gcc (gcov) and python3.
 #
-#   tests/coverage.sh
+#   tests/quality/coverage.sh
 #
 # The kernel's text is compiled once for each instruction set; coverage.py puts the instances together. The lines that
 # only an instance has which this CPU cannot run are left out: the vectors of AVX-512 in [TARGETS], measured on a machine
 # that has it. Those of NEON are not compiled here.
 set -eu
 
-root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
 build=${BUILD_DIR:-$root/build-coverage}
 
 # A copy of the header without optimisation and inlining, so that branches are counted where they are written.
@@ -35,5 +35,5 @@ find "$build" -name '*.gcda' -delete
     tail -n 40 "$build/ctest.log"
     exit 1
 }
-"$root/tests/coverage.py" "$build/header/gdn_varlen.h" "$root/tests/coverage-ignored.txt" \
-    "$(find "$build/tests/CMakeFiles/gdn_test_support.dir" -name 'gdn_impl*.gcda')"
+"$root/tests/quality/coverage.py" "$build/header/gdn_varlen.h" "$root/tests/quality/coverage-ignored.txt" \
+    "$(find "$build/CMakeFiles/gdn_implementation.dir" -name 'gdn_impl*.gcda')"

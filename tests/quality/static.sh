@@ -1,13 +1,13 @@
 #!/bin/sh
 # Static analysis of the header, the examples and the tests.
 #
-#   tests/static.sh [TOOL...]      of: fanalyzer cppcheck clang-tidy scan-build stack (default: all)
+#   tests/quality/static.sh [TOOL...]      of: fanalyzer cppcheck clang-tidy scan-build stack (default: all)
 #
 # Needs gcc, cppcheck, clang-tidy and scan-build (Debian: clang-tools). What is not to be reported is listed with its
 # reason in static-ignored.txt; everything else is a failure. JOBS files are analysed at a time (default: all processors).
 set -eu
 
-root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
 jobs=${JOBS:-$(nproc)}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -15,8 +15,8 @@ cd "$root"
 
 tools=${*:-fanalyzer cppcheck clang-tidy scan-build stack}
 # Not those that need ggml or MPI.
-sources=$(find tests/support tests/fuzz tests/bench examples tests/test_*.c -name '*.c' ! -name '*ggml*' ! -name 'mpi_*' |
-    sort)
+sources=$(find tests/support tests/fuzz tests/bench tests/accuracy examples tests/test_*.c -name '*.c' ! -name '*ggml*' \
+    ! -path '*/mpi/*' | sort)
 include="-I. -Iexamples -Itests/support"
 # The kernel is analysed once, in plain C; the other instances are the same text.
 defines="-DGDN_NO_SIMD -DGDN_GOLDEN_DIR=\"\""
@@ -24,7 +24,7 @@ export include defines
 
 need() {
     command -v "$1" >/dev/null || {
-        echo "tests/static.sh: $1 is missing" >&2
+        echo "tests/quality/static.sh: $1 is missing" >&2
         exit 2
     }
 }
@@ -73,13 +73,13 @@ for tool in $tools; do
     scan-build) run=scan_build ;;
     fanalyzer | stack) run=$tool ;;
     *)
-        echo "tests/static.sh: no tool '$tool'" >&2
+        echo "tests/quality/static.sh: no tool '$tool'" >&2
         exit 2
         ;;
     esac
     start=$(date +%s)
     "$run" | sed "s|^$root/||; s|^\./||; s|/\./|/|" | sort -u | sed "s|^|$tool: |" >"$work/found"
-    grep -v '^#' tests/static-ignored.txt | grep . >"$work/ignored"
+    grep -v '^#' tests/quality/static-ignored.txt | grep . >"$work/ignored"
     grep -Ev -f "$work/ignored" "$work/found" >"$work/left" || :
     echo "$tool: $(wc -l <"$work/left") reports, $(($(wc -l <"$work/found") - $(wc -l <"$work/left"))) ignored," \
         "$(($(date +%s) - start)) s"

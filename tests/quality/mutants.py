@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Would the tests notice a fault? Puts faults into the implementation, one at a time, and runs the quick tests.
 
-    tests/mutants.py [--count 240] [--seed 1] [--jobs N] [--list] [--only LINE]
+    tests/quality/mutants.py [--count 240] [--seed 1] [--jobs N] [--list] [--only LINE]
 
 A mutant is the header with one operator, constant or condition changed, chosen by the seed among all that the
 implementation has as it stands now. It is compiled as plain C with vectors of four (so that it compiles in seconds) into
@@ -20,7 +20,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 HEADER = ROOT / "gdn_varlen.h"
 CC = os.environ.get("CC", "gcc")
 # In the order in which they run: the quickest and those that kill most come first.
@@ -105,7 +105,7 @@ def words(line):
 
 def equivalents():
     """Changed lines that mean the same, and patterns ("/...") of lines in which every change does."""
-    entries = [line.strip() for line in (ROOT / "tests" / "mutants-equivalent.txt").read_text().splitlines()
+    entries = [line.strip() for line in Path(__file__).with_name("mutants-equivalent.txt").read_text().splitlines()
                if line.strip() and not line.startswith("#")]
     return ({words(entry) for entry in entries if not entry.startswith("/")},
             [re.compile(entry[1:]) for entry in entries if entry.startswith("/")])

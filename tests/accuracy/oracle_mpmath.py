@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The float64 oracle against the formulas in 40 digits, written from the manual and not from the C code.
 
-    oracle_mpmath.py GDN_ORACLE [CASE_DIR...]
+    tests/accuracy/oracle_mpmath.py GDN_ORACLE [CASE_DIR...]
 
 Each case (tests/golden/README.md says what a case is) is computed by `GDN_ORACLE run --compute f64` and again here with
 mpmath, number by number. Without folders it draws its own, over every option. Exit status 77: mpmath or numpy is

@@ -8,8 +8,8 @@
  * The first rank knows its state, and the last one's B and M are nobody's start: they run it once. With n ranks the
  * others take 3/n of the time of one process, and the scan; it pays from four ranks on.
  *
- *   mpicc -O2 -I. examples/mpi_segment_scan.c -o mpi_segment_scan -lm
- *   mpirun -n 4 mpi_segment_scan [TOKENS]
+ *   mpicc -O2 -I. examples/mpi/segment_scan.c -o segment_scan -lm
+ *   mpirun -n 4 segment_scan [TOKENS]
  *
  * Prints the error against one process in float64, beside that of one process in float32, and where the time goes.
  */
