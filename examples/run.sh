@@ -8,10 +8,15 @@
 # Exit status: 0, that of the demonstration, or 1 where another example or a build failed.
 set -u
 
-case ${1-} in
-'' | all) ;;
+usage() { sed -n '1d; /^#/!q; s/^# \{0,1\}//p' "$0"; }
+case $#,${1-} in
+0, | 1,all) ;;
+1,-h | 1,--help)
+    usage
+    exit
+    ;;
 *)
-    echo "usage: examples/run.sh [all]" >&2
+    usage >&2
     exit 2
     ;;
 esac

@@ -5,8 +5,9 @@
 #
 # In the folder, "sha256sum -c gdn_varlen.h.sha256" verifies the header.
 set -eu
+. "$(dirname -- "$0")/usage.sh"
+usage_of 1 1 "$@"
 
-[ $# = 1 ] || { echo "usage: tests/release.sh FOLDER" >&2 && exit 2; }
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 version=$(awk '/^#define GDN_VERSION_(MAJOR|MINOR|PATCH) / { v = v dot $3; dot = "." } END { print v }' \
     "$root/gdn_varlen.h")

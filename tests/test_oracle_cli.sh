@@ -2,12 +2,13 @@
 # The command line of gdn_oracle: every golden case through `run` and `compare`, and every fault that a file or an
 # argument can have, each answered by exit status 2 and one line.
 #
-#     test_oracle_cli.sh ORACLE GOLDEN_DIR TMPDIR
+#     tests/test_oracle_cli.sh ORACLE GOLDEN_DIR TMPDIR
 set -eu
+. "$(dirname -- "$0")/usage.sh"
+usage_of 3 3 "$@"
 LC_ALL=C
 export LC_ALL
 
-[ $# -eq 3 ] || { echo "usage: $0 ORACLE GOLDEN_DIR TMPDIR" >&2; exit 2; }
 oracle=$1
 golden=$2
 tmp=$3/oracle_cli.$$

@@ -1,6 +1,10 @@
 #!/usr/bin/env python3
-"""Draws the README's pictures, layouts.svg and work_items.svg, beside this file. Standard library only."""
+"""Draws the README's pictures, layouts.svg and work_items.svg, beside this file. Standard library only.
 
+    examples/pictures/draw.py
+"""
+
+import argparse
 from pathlib import Path
 
 INK, FAINT, PAPER = "#24292f", "#8c959f", "#ffffff"
@@ -126,5 +130,6 @@ def work_items():
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     layouts()
     work_items()

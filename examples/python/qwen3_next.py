@@ -16,9 +16,16 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
-from transformers.models.qwen3_next import modeling_qwen3_next as modeling
+try:
+    import torch
+    from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
+    from transformers.models.qwen3_next import modeling_qwen3_next as modeling
+except ImportError as missing:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__.strip())
+        sys.exit()
+    print(f"qwen3_next.py: {missing}: pip install torch transformers", file=sys.stderr)
+    sys.exit(2)
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import gdn_varlen.torch_op  # noqa: E402, F401

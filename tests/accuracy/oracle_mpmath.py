@@ -15,6 +15,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+if {"-h", "--help"} & set(sys.argv[1:]):
+    print(__doc__.strip())
+    sys.exit()
 try:
     import mpmath
     import numpy as np
@@ -338,8 +341,9 @@ def check(oracle, name, folder, out):
 
 
 def main():
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        print(__doc__.strip(), file=sys.stderr)
+        sys.exit(2)
     oracle, folders = sys.argv[1], [Path(folder) for folder in sys.argv[2:]]
     results = []
     with tempfile.TemporaryDirectory() as tmp:

@@ -20,6 +20,9 @@ from types import SimpleNamespace
 try:
     import numpy as np
 except ImportError as missing:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__.strip())
+        sys.exit()
     print(f"SKIPPED: {missing}; on Debian: apt-get install python3-numpy")
     sys.exit(77)
 

@@ -7,6 +7,8 @@
 # copy of it, LLAMA_CPP_PYTHON another version of the package, BUILD_DIR where to build (default: build-ggml/). The
 # lines of gdn_bench stay there in ggml.txt.
 set -eu
+. "$(dirname -- "$0")/../usage.sh"
+usage_of 0 options "$@"
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
 build=${BUILD_DIR:-$root/build-ggml}

@@ -149,8 +149,12 @@ def curves(path, title, runs, x_key, x_label):
 
 
 def main(arguments):
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__.strip())
+        return
     if len(arguments) < 2:
-        sys.exit(__doc__)
+        print(__doc__.strip(), file=sys.stderr)
+        sys.exit(2)
     folder = pathlib.Path(arguments[0])
     runs = read(arguments[1:])
     compared = [run for run in runs if "ratio" in run]

@@ -4,6 +4,8 @@
 #
 #   tests/bits/contract.sh [COMPILER...]
 set -eu
+. "$(dirname -- "$0")/../usage.sh"
+usage_of 0 any "$@"
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
 work=$(mktemp -d)

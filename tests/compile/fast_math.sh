@@ -3,6 +3,8 @@
 #
 #   tests/compile/fast_math.sh CC
 set -eu
+. "$(dirname -- "$0")/../usage.sh"
+usage_of 1 1 "$@"
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
 work=$(mktemp -d)

@@ -6,6 +6,8 @@
 #
 # Without arguments: every compiler of the list below that is there; gcc and clang have to be.
 set -eu
+. "$(dirname -- "$0")/../usage.sh"
+usage_of 0 any "$@"
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
 work=$(mktemp -d)

@@ -3,6 +3,8 @@
 #
 #   tests/compile/names.sh COMPILER...      C compilers, and C++ compilers by a name with ++
 set -eu
+. "$(dirname -- "$0")/../usage.sh"
+usage_of 1 any "$@"
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
 work=$(mktemp -d)

@@ -3,6 +3,8 @@
 #
 #   tests/compile/units.sh CC CXX
 set -eu
+. "$(dirname -- "$0")/../usage.sh"
+usage_of 2 2 "$@"
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
 work=$(mktemp -d)

@@ -1,12 +1,33 @@
 #!/bin/sh
 # Somebody else's projects, each with another way to the header; the program runs from C and from C++.
 #
-#   tests/consumers/run.sh copy | pkg_config | find_package | add_subdirectory | fetch_content | static | shared
+#   tests/consumers/run.sh [WAY...]    copy, pkg_config, find_package, add_subdirectory, fetch_content, static, shared
+#                                      (default: all)
 #
 # copy: of what release.sh writes. static and shared: with the compiled library, by CMake and by pkg-config. The
-# compilers are $CC and $CXX; exit status 77: a program that this way needs is missing.
+# compilers are $CC and $CXX; exit status 77: a program that a way needs is missing.
 set -eu
+. "$(dirname -- "$0")/../usage.sh"
+usage_of 0 any "$@"
 
+ways="copy pkg_config find_package add_subdirectory fetch_content static shared"
+# shellcheck disable=SC2086 # split into words on purpose
+[ $# -gt 0 ] || set -- $ways
+for way; do
+    case " $ways " in
+    *" $way "*) ;;
+    *) wrong_usage "no way '$way'" ;;
+    esac
+done
+if [ $# -gt 1 ]; then
+    all=0
+    for way; do
+        status=0
+        sh "$0" "$way" || status=$?
+        [ $status = 0 ] || [ $all = 1 ] || all=$status # a failure counts more than what was skipped
+    done
+    exit $all
+fi
 way=$1
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 root=$(CDPATH='' cd -- "$here/../.." && pwd)
@@ -117,9 +138,5 @@ static | shared)
         [ -f "$LD_LIBRARY_PATH/libgdn_varlen.so.$version" ] || fail "no libgdn_varlen.so.$version"
         readelf -d "$LD_LIBRARY_PATH/libgdn_varlen.so" | grep -q "libgdn_varlen.so.${version%.*}\]" || fail soname
     fi
-    ;;
-*)
-    echo "usage: $(sed -n 's/^#   //p' "$0")" >&2
-    exit 2
     ;;
 esac

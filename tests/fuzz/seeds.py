@@ -68,6 +68,12 @@ def seed(case):
     return b"".join(struct.pack("<BH", number, len(data)) + data for number, data in files)
 
 
+if {"-h", "--help"} & set(sys.argv[1:]):
+    print(__doc__.strip())
+    sys.exit()
+if unknown := [name for name in sys.argv[1:] if not (GOLDEN / name / "case.txt").exists()]:
+    print(f"seeds.py: no case {' '.join(unknown)}\n\n{__doc__.strip()}", file=sys.stderr)
+    sys.exit(2)
 for name in sys.argv[1:] or CASES:
     target = HERE / "seeds" / "case" / name
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Holds GPU kernels against the float64 oracle, over random calls; run.sh prepares and calls this.
 
+    tests/gpu/compare.py --oracle GDN_ORACLE --kernels DIR [OPTION...]
+
 To test a kernel of your own: give it a function from a case to (o, states, cache), as those in kernels.py, and add it
 to the dict that kernels.load() returns. Everything else stays.
 """
@@ -8,6 +10,7 @@ to the dict that kernels.load() returns. Everything else stays.
 import argparse
 import collections
 import concurrent.futures
+import importlib.util
 import multiprocessing
 import os
 import platform
@@ -17,11 +20,15 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
+if {"-h", "--help"} & set(sys.argv[1:]) and importlib.util.find_spec("torch") is None:
+    print(__doc__.strip() + "\n\nIts options are listed where PyTorch is installed.")
+    sys.exit()
 
-import cases
-import kernels
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+import cases  # noqa: E402
+import kernels  # noqa: E402
 
 # Most that a result may be off, relative to the largest element of its array: the kernel under test, and this library's
 # float32. A 16-bit result is rounded once more; Triton's interpreter truncates to bfloat16: up to twice that.

@@ -7,6 +7,8 @@
 #
 # Without a GPU, in Triton's interpreter: TRITON_INTERPRET=1 tests/gpu/run.sh --small
 set -eu
+. "$(dirname -- "$0")/../usage.sh"
+usage_of 0 options "$@"
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 root=$here/../..

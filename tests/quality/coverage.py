@@ -14,6 +14,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+if {"-h", "--help"} & set(sys.argv[1:]):
+    print(__doc__.strip())
+    sys.exit()
+if len(sys.argv) < 4 or sys.argv[1].startswith("-"):
+    print(__doc__.strip(), file=sys.stderr)
+    sys.exit(2)
 header, ignored_file, objects = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
 source = header.read_text().split("\n")
 ignored = [re.compile(line) for line in ignored_file.read_text().split("\n") if line and not line.startswith("#")]

@@ -7,6 +7,8 @@
 # only an instance has which this CPU cannot run are left out: the vectors of AVX-512 in [TARGETS], measured on a machine
 # that has it. Those of NEON are not compiled here.
 set -eu
+. "$(dirname -- "$0")/../usage.sh"
+usage_of 0 0 "$@"
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
 build=${BUILD_DIR:-$root/build-coverage}

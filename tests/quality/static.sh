@@ -6,6 +6,8 @@
 # Needs gcc, cppcheck, clang-tidy and scan-build (Debian: clang-tools). What is not to be reported is listed with its
 # reason in static-ignored.txt; everything else is a failure. JOBS files are analysed at a time (default: all processors).
 set -eu
+. "$(dirname -- "$0")/../usage.sh"
+usage_of 0 any "$@"
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
 jobs=${JOBS:-$(nproc)}
@@ -73,8 +75,7 @@ for tool in $tools; do
     scan-build) run=scan_build ;;
     fanalyzer | stack) run=$tool ;;
     *)
-        echo "tests/quality/static.sh: no tool '$tool'" >&2
-        exit 2
+        wrong_usage "no tool '$tool'"
         ;;
     esac
     start=$(date +%s)

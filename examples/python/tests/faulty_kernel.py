@@ -1,6 +1,6 @@
 """The operator in plain numpy, right or with one deliberate fault: what check_kernel.py is tested on.
 
-examples/python/check_kernel.py faulty_kernel:tiled_heads
+examples/python/check_kernel.py examples/python/tests/faulty_kernel.py:tiled_heads
 """
 
 import functools

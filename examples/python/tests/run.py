@@ -1,9 +1,16 @@
-"""Runs the tests with the arguments of pytest; says what is missing and exits with 77 where they cannot run."""
+#!/usr/bin/env python3
+"""Runs the tests with the arguments of pytest; says what is missing and exits with 77 where they cannot run.
+
+    examples/python/tests/run.py [ARGUMENT OF pytest...]        such as -k layout
+"""
 
 import importlib.util
 import os
 import sys
 
+if {"-h", "--help"} & set(sys.argv[1:]):
+    print(__doc__.strip())
+    sys.exit()
 missing = [name for name in ("numpy", "pytest") if importlib.util.find_spec(name) is None]
 if missing:
     print(f"skipped: {sys.executable} has no {' and no '.join(missing)}: pip install {' '.join(missing)}")

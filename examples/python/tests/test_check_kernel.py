@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from check_kernel import CONVENTIONS, Report
 from faulty_kernel import kernel
+from gdn_varlen.check import CONVENTIONS, Report
 
 FAULTS = {
     # the fault of the kernel: words of the first explanation
@@ -113,10 +114,58 @@ def test_torch():
     assert not any(Report(function, arrays="torch", dtype="bfloat16", state_dtype="bfloat16", rounds=1).failed)
 
 
+HERE = Path(__file__).parent
+
+
+def command(*arguments, cwd="/", **environment):
+    script = HERE.parent / "check_kernel.py"
+    return subprocess.run([sys.executable, "-B", str(script), *arguments], capture_output=True, text=True, cwd=cwd,
+                          env={**os.environ, **environment})  # fmt: skip
+
+
 @pytest.mark.parametrize("name, status", [("kernel", 0), ("tiled_heads", 1)])
-def test_command(name, status):
-    script = Path(__file__).parents[1] / "check_kernel.py"
-    command = [sys.executable, "-B", str(script), f"faulty_kernel:{name}", "--rounds", "1"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=os.path.dirname(__file__))
+@pytest.mark.parametrize("place, cwd", [(str(HERE / "faulty_kernel.py"), "/"), ("faulty_kernel", HERE)])
+def test_command(name, status, place, cwd):
+    result = command(f"{place}:{name}", "--rounds", "1", cwd=cwd)
     assert result.returncode == status, result.stdout + result.stderr
     assert ("tiled heads" in result.stdout) == bool(status)
+
+
+@pytest.mark.parametrize(
+    "kernel, words",
+    [("faulty_kernel", "names no function"), ("nowhere.py:f", "nowhere.py"), (f"{HERE / 'faulty_kernel.py'}:f", "'f'")],
+)
+def test_command_without_a_kernel(kernel, words):
+    result = command(kernel)
+    assert result.returncode == 2 and words in result.stderr and "Traceback" not in result.stderr
+
+
+def test_help_shows_an_adaptor():
+    """Which agrees when it is given the function that it stands in for."""
+    text = command("--help").stdout
+    lines = text[text.index("    def kernel(") : text.index("        return o\n")].splitlines() + ["        return o"]
+    source = "\n".join(line[4:] for line in lines)
+
+    def delta_rule(q, k, v, a, b, A_log, dt_bias, states, starts, scale):
+        slots = None if states is None else np.arange(len(states))
+        states = None if states is None else states.copy()
+        o = kernel(A_log, a, dt_bias, 1.0, 20.0, q, k, v, b, states, slots, scale, True, starts)
+        return o, states
+
+    scope = {"delta_rule": delta_rule}
+    exec(source, scope)
+    report = Report(scope["kernel"], rounds=1)
+    asked = {"softplus", "without the L2 norm", "a padded sequence and an empty one"}  # what this adaptor passes over
+    wrong = {result.config.question for result, failed in zip(report.results, report.failed) if failed}
+    assert wrong <= asked, "\n".join(report.lines())
+
+
+def test_without_numpy(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util as u\nfind = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name == 'numpy' else find(name, *rest)\n"
+    )
+    result = command("a.py:f", PYTHONPATH=str(tmp_path))
+    assert result.returncode == 2 and "pip install numpy" in result.stderr and result.stderr.count("\n") == 1
+    result = command("--help", PYTHONPATH=str(tmp_path))
+    assert result.returncode == 0 and "def kernel(" in result.stdout

@@ -1,0 +1,494 @@
+"""Checks a kernel against the float64 oracle: where it first goes wrong, and which convention would explain it.
+
+    gdn-check-kernel FILE.py:FUNCTION [--arrays torch|cuda] [--dtype bfloat16] ...      once pip has installed gdn_varlen
+    examples/python/check_kernel.py FILE.py:FUNCTION ...                                from the source tree
+
+FUNCTION takes the arguments of SGLang's fused_sigmoid_gating_delta_rule_update by name, returns `o` and updates the pool
+in place. It is called with small random configurations, as numpy arrays or torch tensors. A kernel with other arguments
+needs an adaptor, such as
+
+    from mine import delta_rule  # (q, k, v, a, b, A_log, dt_bias, states, starts, scale) -> o, new states
+
+    def kernel(q, k, v, a, b, A_log, dt_bias, initial_state_source, initial_state_indices, cu_seqlens=None, scale=None, **_):
+        pool, slots = initial_state_source, initial_state_indices  # None without states; a slot below 0 is padding
+        states = None if pool is None else pool[slots]  # [sequences, HV, V, K] as preset sglang has it
+        o, states = delta_rule(q, k, v, a, b, A_log, dt_bias, states, cu_seqlens, scale)
+        if pool is not None:
+            pool[slots[slots >= 0]] = states[slots >= 0]
+        return o
+
+The rest of what is passed: softplus_beta, softplus_threshold, use_qk_l2norm_in_kernel and, with --kda, is_kda. --preset says
+whose conventions the kernel is meant to follow. To see it find a fault:
+
+    examples/python/check_kernel.py examples/python/tests/faulty_kernel.py:tiled_heads
+
+Exit status: 0 where everything agrees, 1 where it does not, 2 where there is nothing to check.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import itertools
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from .operator import fused_sigmoid_gating_delta_rule_update as oracle
+from .operator import presets
+
+UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # largest relative error of one rounding
+SMALLEST = {"float32": 2.0**-150, "float16": 2.0**-25, "bfloat16": 2.0**-134}  # and the absolute one of tiny numbers
+
+
+def rounded(x, dtype):
+    """float64 numbers as `dtype` has them."""
+    if dtype != "bfloat16":
+        with np.errstate(over="ignore"):
+            return x.astype(dtype).astype(np.float64)
+    with np.errstate(over="ignore"):
+        bits = np.ascontiguousarray(x, np.float32)
+    bits = bits.view(np.uint32).astype(np.uint64)
+    bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
+    return bits.astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+# ---- Configurations: each asks one question, and leaves the rest as usual
+
+QUESTIONS = {
+    "fixed length, no state": dict(batch=2, lengths=[6]),
+    "packed, pool": dict(lengths=[3, 1, 7], pool=True),
+    "K is not V": dict(lengths=[2, 5], pool=True, V=32),
+    "small q and k": dict(lengths=[4, 3], pool=True, size=0.003),
+    "without the L2 norm": dict(lengths=[4, 4], pool=True, size=0.2, use_qk_l2norm_in_kernel=False),
+    "one long sequence": dict(lengths=[60], pool=True),
+    "decode": dict(lengths=[1] * 6, pool=True),
+    "scale": dict(lengths=[3, 4], pool=True, scale=0.6),
+    "softplus": dict(lengths=[5, 4], pool=True, softplus_beta=2.0, softplus_threshold=3.0),
+    "a padded sequence and an empty one": dict(lengths=[2, 3, 0, 4], pool=True, padded=[1]),
+}
+
+
+class Config:
+    """One call: what the kernel gets, exactly, in float64."""
+
+    def __init__(self, question, seed, settings, dtype, state_dtype, kda):
+        options = dict(QUESTIONS[question])
+        lengths, batch, pool = options.pop("lengths"), options.pop("batch", None), options.pop("pool", False)
+        K = 16
+        V, size, padded = options.pop("V", K), options.pop("size", 1.0), options.pop("padded", [])
+        draw = np.random.default_rng(seed)
+        H = int(draw.choice([2, 3]))
+        HV = H * int(draw.choice([2, 3]))
+        self.question, self.seed, self.dtype, self.state_dtype = question, seed, dtype, state_dtype
+        self.layout = settings["state_layout"]
+        B, T = (batch, lengths[0]) if batch else (1, sum(lengths))
+        self.lengths = lengths * (batch or 1)
+        N = len(self.lengths)
+
+        normal = lambda *shape: rounded(draw.standard_normal(shape), dtype)  # noqa: E731
+        gates = [K] if kda else []
+        x = dict(
+            A_log=rounded(np.log(draw.uniform(0.1, 2, HV)), dtype),
+            a=rounded(draw.standard_normal((B, T, HV, *gates)) * 2, dtype),
+            dt_bias=normal(HV, *gates),
+            softplus_beta=1.0,
+            softplus_threshold=20.0,
+            q=rounded(draw.standard_normal((B, T, H, K)) * size, dtype),
+            k=rounded(draw.standard_normal((B, T, H, K)) * size, dtype),
+            v=normal(B, T, HV, V),
+            b=normal(B, T, HV),
+            initial_state_source=None,
+            initial_state_indices=None,
+        )
+        if settings["gate_input"] != "raw":
+            x["a"] = rounded(-np.abs(x["a"]) / 4, dtype)
+            if settings["gate_input"] == "decay":
+                x["a"] = rounded(np.exp(x["a"]), dtype)
+        if settings["beta_input"] == "given":
+            x["b"] = rounded(1 / (1 + np.exp(-x["b"])), dtype)
+        if pool:
+            slots = N + 2
+            matrix = (K, V) if self.layout == "kv" else (V, K)
+            x["initial_state_source"] = rounded(draw.standard_normal((slots, HV, *matrix)), state_dtype)
+            indices = draw.permutation(np.arange(1, slots))[:N]
+            indices[padded] = -1
+            x["initial_state_indices"] = indices.astype(np.int64)
+        if not batch:
+            x["cu_seqlens"] = np.cumsum([0, *lengths])
+        self.arguments = x | dict(use_qk_l2norm_in_kernel=True) | options | (dict(is_kda=True) if kda else {})
+        self.ignored = padded if settings["padding"] == "leave" else []
+        self.sizes = f"H {H}, HV {HV}, K {K}, V {V}, lengths {self.lengths}"
+
+    def truth(self, settings, change=lambda call: None):
+        """The oracle's output and pool in float64, of the arguments after `change` has had its way with them."""
+        call = {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in self.arguments.items()}
+        call |= settings | dict(compute="f64", num_threads=1)
+        pool = call["initial_state_source"]
+        change(Change(call, self))
+        step_dtype = call.pop("step_dtype", None)
+        o = oracle(**call) if step_dtype is None else stepwise(call, step_dtype)
+        return o, pool
+
+    def rows(self):
+        """(sequence, token in it, batch row, token in that) in order."""
+        fixed = "cu_seqlens" not in self.arguments
+        begins = np.cumsum([0, *self.lengths])
+        for n, length in enumerate(self.lengths):
+            for t in range(length):
+                yield (n, t, n, t) if fixed else (n, t, 0, begins[n] + t)
+
+
+def stepwise(call, dtype):
+    """Token by token, the state rounded to `dtype` after each."""
+    o = np.zeros_like(call["v"])
+    pool, cu_seqlens = call.pop("initial_state_source"), call.pop("cu_seqlens", None)
+    B, T = call["q"].shape[:2]
+    if cu_seqlens is None:
+        sequences = [(n, 0, T) for n in range(B)]
+    else:
+        sequences = [(0, begin, end) for begin, end in zip(cu_seqlens[:-1], cu_seqlens[1:])]
+    HV, K, V = call["v"].shape[2], call["q"].shape[3], call["v"].shape[3]
+    matrix = (K, V) if call["state_layout"] == "kv" else (V, K)
+    for n, (row, begin, end) in enumerate(sequences):
+        slot = -1 if pool is None else call["initial_state_indices"][n]
+        state = pool[slot].copy()[None] if slot >= 0 else np.zeros((1, HV, *matrix))
+        for t in range(begin, end):
+            one = {name: call[name][row : row + 1, t : t + 1] for name in ("q", "k", "v", "a", "b") if call[name] is not None}
+            one |= dict(initial_state_source=state, initial_state_indices=[0])
+            o[row, t] = oracle(**(call | one))[0, 0]
+            state = rounded(state, dtype)
+        if slot >= 0 and not call.get("disable_state_update"):
+            pool[slot] = state[0]
+    return o
+
+
+# ---- Conventions that a kernel may have instead, one change of the oracle's arguments each
+
+
+class Change:
+    """The arguments of a call, to be changed."""
+
+    def __init__(self, call, config):
+        self.call, self.config = call, config
+
+    def __getitem__(self, name):
+        return self.call[name]
+
+    def set(self, **values):
+        self.call.update(values)
+
+    def other_layout(self):
+        pool = self["initial_state_source"]
+        layout = "kv" if self["state_layout"] == "vk" else "vk"
+        if pool is not None:  # the same memory
+            pool = pool.reshape(*pool.shape[:2], pool.shape[3], pool.shape[2])
+        self.set(initial_state_source=pool, state_layout=layout)
+
+    def round_beta(self):
+        if self["b"] is not None:
+            beta = 1 / (1 + np.exp(-self["b"])) if self["beta_input"] == "raw" else self["b"]
+            self.set(b=rounded(beta, self.config.dtype), beta_input="given")
+
+    def log_gate(self, A=None):
+        """The raw gate as g in float64."""
+        if self["gate_input"] != "raw":
+            return
+        rows = (slice(None), None) if self.call.get("is_kda") else (slice(None),)
+        x, beta = self["a"] + self["dt_bias"], self["softplus_beta"]
+        linear = beta * x > self["softplus_threshold"]
+        softplus = np.where(linear, x, np.log1p(np.exp(np.where(linear, 0, beta * x))) / beta)
+        A = np.exp(self["A_log"]) if A is None else A
+        self.set(a=-A[rows] * softplus, gate_input="log")
+
+    def round_gate(self):
+        self.log_gate()
+        self.set(a=rounded(self["a"], self.config.dtype))
+
+    def no_exp_of_A(self):
+        if self["A_log"] is not None:
+            self.log_gate(A=self["A_log"])
+
+    def no_dt_bias(self):
+        if self["dt_bias"] is not None:
+            self.set(dt_bias=np.zeros_like(self["dt_bias"]))
+
+    def round_qk(self):
+        if self["use_qk_l2norm_in_kernel"]:
+            for name in ("q", "k"):
+                norm = np.sqrt((self[name] ** 2).sum(-1, keepdims=True) + 1e-6)
+                self.set(**{name: rounded(self[name] / norm, self.config.dtype)})
+            self.set(use_qk_l2norm_in_kernel=False)
+
+    def scale(self, power):
+        """K^power for the default scale; the other questions have their own."""
+        self.set(scale=self["q"].shape[-1] ** power if self.call.get("scale") is None else self["scale"])
+
+    def scale_before_norm(self):
+        if self["use_qk_l2norm_in_kernel"]:
+            self.set(scale=1.0)
+
+    def no_states(self):
+        if self["initial_state_source"] is not None:
+            indices = self["initial_state_indices"]
+            self["initial_state_source"][indices[indices >= 0]] = 0
+
+    def one_sequence(self):
+        if "cu_seqlens" in self.call:
+            indices = self["initial_state_indices"]
+            self.set(cu_seqlens=self["cu_seqlens"][[0, -1]], initial_state_indices=None if indices is None else indices[:1])
+
+
+def sets(**values):
+    return lambda change: change.set(**values)
+
+
+CONVENTIONS = {
+    "the other state layout ([V,K] for [K,V] or the reverse)": Change.other_layout,
+    "tiled heads: key head hv % H (head_map 'tiled')": sets(head_map="tiled"),
+    "grouped heads: key head hv / (HV/H) (head_map 'grouped')": sets(head_map="grouped"),
+    "q and k not normalised (or expected normalised)": sets(use_qk_l2norm_in_kernel=False),
+    "q and k always normalised": sets(use_qk_l2norm_in_kernel=True),
+    "L2 norm with eps 1e-5": sets(l2norm_eps=1e-5),
+    "L2 norm with eps 1e-12, or none": sets(l2norm_eps=1e-12),
+    "L2 norm x / sqrt(sum + eps)": sets(l2norm_form="sum_plus_eps"),
+    "L2 norm x / sqrt(sum + K*eps) ('mean_plus_eps')": sets(l2norm_form="mean_plus_eps"),
+    "L2 norm x / max(norm, eps) ('max_norm_eps')": sets(l2norm_form="max_norm_eps"),
+    "L2 norm x / (norm + eps) ('norm_plus_eps')": sets(l2norm_form="norm_plus_eps"),
+    "normalised q and k rounded to the dtype of the inputs": Change.round_qk,
+    "a taken for the log decay g (gate_input 'log')": sets(gate_input="log"),
+    "a taken for the decay exp(g) (gate_input 'decay')": sets(gate_input="decay"),
+    "dt_bias left out": Change.no_dt_bias,
+    "A_log taken for A: no exp": Change.no_exp_of_A,
+    "the gate g rounded to the dtype of the inputs": Change.round_gate,
+    "softplus_beta and softplus_threshold ignored": sets(softplus_beta=1.0, softplus_threshold=20.0),
+    "b taken for beta: no sigmoid (beta_input 'given')": sets(beta_input="given"),
+    "sigmoid of a beta that is given (beta_input 'raw')": sets(beta_input="raw"),
+    "beta left out: 1": sets(b=None),
+    "beta doubled (allow_neg_eigval)": sets(allow_neg_eigval=True),
+    "beta rounded to the dtype of the inputs": Change.round_beta,
+    "no scale": sets(scale=1.0),
+    "scale before the norm, which undoes it": Change.scale_before_norm,
+    "scale ignored: K^-0.5 always": sets(scale=None),
+    "scale K^-1": lambda change: change.scale(-1),
+    "scale K^-0.25": lambda change: change.scale(-0.25),
+    "state rounded to bfloat16 after every token": sets(step_dtype="bfloat16"),
+    "state rounded to float16 after every token": sets(step_dtype="float16"),
+    "initial states ignored": Change.no_states,
+    "final states not stored": sets(disable_state_update=True),
+    "cu_seqlens ignored: one sequence": Change.one_sequence,
+    "padded sequences give zeros (padding 'zero')": sets(padding="zero"),
+    "padded sequences start from zero states (padding 'compute')": sets(padding="compute"),
+}
+
+
+# ---- Comparison
+
+
+def to_float64(x):
+    """(numbers, dtype) of what a kernel returns."""
+    if hasattr(x, "detach"):
+        dtype = str(x.dtype).removeprefix("torch.")
+        return x.detach().cpu().double().numpy(), dtype
+    if x.dtype == np.uint16:
+        return (x.astype(np.uint32) << 16).view(np.float32).astype(np.float64), "bfloat16"
+    return x.astype(np.float64), x.dtype.name
+
+
+def from_float64(x, dtype, arrays):
+    """A kernel's argument, with numbers that `dtype` has."""
+    if arrays != "numpy":
+        import torch
+
+        return torch.from_numpy(x.copy()).to("cuda" if arrays == "cuda" else "cpu", getattr(torch, dtype))
+    if dtype == "bfloat16":
+        return (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    return x.astype(dtype)
+
+
+def wrong(actual, expected, dtype, tolerance):
+    """Where `actual` is further from the truth than its own rounding and `tolerance` of the largest element."""
+    if actual is None or actual.shape != expected.shape:
+        return np.ones(expected.shape, bool)
+    rounding = np.maximum(np.abs(expected) * UNIT.get(dtype, 0), SMALLEST.get(dtype, 0))
+    bound = rounding * 1.001 + tolerance * np.abs(expected).max(initial=0)
+    return ~(np.abs(actual - expected) <= bound)
+
+
+class Result:
+    """What a kernel computed for one configuration."""
+
+    def __init__(self, config, kernel, arrays):
+        self.config, self.problems = config, []
+        x = config.arguments
+        given = {}
+        for name, value in x.items():
+            if isinstance(value, np.ndarray):
+                kind = config.state_dtype if name == "initial_state_source" else config.dtype
+                kind = value.dtype.name if value.dtype.kind == "i" else kind
+                given[name] = from_float64(value, kind, arrays)
+            else:
+                given[name] = value
+        self.o, self.pool, self.o_dtype = None, None, config.dtype
+        try:
+            self.o, self.o_dtype = to_float64(kernel(**given))
+        except Exception as error:  # whatever a kernel throws is its answer to this configuration
+            self.problems.append(f"raised {type(error).__name__}: {error}")
+        if given["initial_state_source"] is not None:
+            self.pool, _ = to_float64(given["initial_state_source"])
+        for name, value in given.items():
+            if isinstance(x[name], np.ndarray) and name != "initial_state_source":
+                if not np.array_equal(to_float64(value)[0], x[name].astype(np.float64), equal_nan=True):
+                    self.problems.append(f"its input {name} has been written")
+
+    def compare(self, truth, tolerance):
+        """(elements of o that are wrong, elements of the pool that are)."""
+        o, pool = truth
+        wrong_o = wrong(self.o, o, self.o_dtype, tolerance)
+        owned = np.zeros(o.shape[:2], bool)
+        for n, _, row, t in self.config.rows():
+            owned[row, t] = n not in self.config.ignored
+        wrong_o &= owned[:, :, None, None]
+        wrong_pool = None if pool is None else wrong(self.pool, pool, self.config.state_dtype, tolerance)
+        return wrong_o, wrong_pool
+
+    def count(self, truth, tolerance):
+        return sum(int(part.sum()) for part in self.compare(truth, tolerance) if part is not None)
+
+    def describe(self, truth, tolerance):
+        """Lines that say where the first wrong elements are."""
+        wrong_o, wrong_pool = self.compare(truth, tolerance)
+        yield from self.problems
+        if self.o is not None and self.o.shape != truth[0].shape:
+            yield f"o has shape {self.o.shape}, and {truth[0].shape} is right"
+        elif self.o is not None and wrong_o.any():
+            for n, t, row, token in self.config.rows():
+                if wrong_o[row, token].any():
+                    hv, column = np.argwhere(wrong_o[row, token])[0]
+                    break
+            actual, expected = self.o[row, token, hv, column], truth[0][row, token, hv, column]
+            yield (f"o: {wrong_o.sum()} of {wrong_o.size} elements; first in sequence {n}, token {t}, head {hv}, "
+                   f"column {column}: {actual:.6g}, and {expected:.6g} is right")  # fmt: skip
+        if wrong_pool is not None and wrong_pool.any():
+            slots = self.config.arguments["initial_state_indices"].tolist()
+            order = [slot for slot in slots if slot >= 0] + [slot for slot in range(len(truth[1])) if slot not in slots]
+            slot = next(slot for slot in order if wrong_pool[slot].any())
+            place = tuple(np.argwhere(wrong_pool[slot])[0])
+            hv, i, j = place if self.config.layout == "kv" else (place[0], place[2], place[1])
+            owner = f"sequence {slots.index(slot)}" if slot in slots else "no sequence of this call"
+            yield (f"state: {wrong_pool.sum()} of {wrong_pool.size} elements; first in slot {slot} ({owner}), head {hv}, "
+                   f"K row {i}, column {j}: {self.pool[slot][place]:.6g}, and {truth[1][slot][place]:.6g} is right")  # fmt: skip
+
+
+class Report:
+    """Every configuration and, where some are wrong, what explains it."""
+
+    def __init__(self, kernel, preset="sglang", dtype="float32", state_dtype="float32", arrays="numpy", kda=False,
+                 rounds=2, seed=0, tolerance=1e-5):  # fmt: skip
+        self.systems, self.preset, self.tolerance = presets(), preset, tolerance
+        settings = self.systems[preset]
+        configs = [Config(question, [seed, i, len(question)], settings, dtype, state_dtype, kda)
+                   for i in range(rounds) for question in QUESTIONS]  # fmt: skip
+        self.results = [Result(config, kernel, arrays) for config in configs]
+        self.truths = [config.truth(settings) for config in configs]
+        self.counts = [result.count(truth, tolerance) for result, truth in zip(self.results, self.truths)]
+        self.failed = [bool(count or result.problems) for count, result in zip(self.counts, self.results)]
+        self.explanations = self._explain(settings) if sum(self.counts) else []
+
+    def _left(self, settings, changes, enough):
+        """The share of the wrong elements that is left if the changes are what the kernel does; 1 if beyond `enough`."""
+
+        def change(call):
+            for one in changes:
+                one(call)
+
+        total, left = sum(self.counts), 0
+        # The configurations with most wrong elements first: most changes are ruled out by the first of them.
+        for i in sorted(range(len(self.counts)), key=lambda i: -self.counts[i]):
+            result = self.results[i]
+            try:
+                left += result.count(result.config.truth(settings, change), self.tolerance)
+            except ValueError:  # these changes exclude each other
+                return 1
+            if left > enough * total:
+                return 1
+        return left / total
+
+    def _explain(self, settings, enough=0.02):
+        """[(share left, names)] of what leaves at most `enough` of the wrong elements, in order."""
+        found = []
+        for name, system in self.systems.items():
+            if system != settings:
+                change = lambda call, system=system: self._as_system(call, system)  # noqa: E731
+                found.append((self._left(settings, [change], enough), [f"preset {name!r}"]))
+        for name, change in CONVENTIONS.items():
+            found.append((self._left(settings, [change], enough), [name]))
+        if min(found)[0] > enough:
+            for pair in itertools.combinations(CONVENTIONS, 2):
+                found.append((self._left(settings, [CONVENTIONS[name] for name in pair], enough), list(pair)))
+        best = min(share for share, _ in found)
+        return sorted((share, names) for share, names in found if share <= (enough if best else 0))
+
+    @staticmethod
+    def _as_system(change, system):
+        system = dict(system)
+        if system.pop("state_layout") != change["state_layout"]:
+            change.other_layout()
+        change.set(**system)
+
+    def lines(self):
+        for i, (result, truth) in enumerate(zip(self.results, self.truths)):
+            if self.failed[i]:
+                yield f"{result.config.question}: {result.config.sizes}"
+                yield from (f"    {line}" for line in result.describe(truth, self.tolerance))
+        yield f"{sum(self.failed)} of {len(self.failed)} configurations are wrong, as preset {self.preset!r} has it"
+        for share, names in self.explanations:
+            text = "explains all of it" if not share else f"explains all but {100 * share:.1g} % of the wrong elements"
+            yield f"    {text}: {'; and '.join(names)}"
+        if sum(self.counts) and not self.explanations:
+            yield "    no known convention, nor two together, explains it"
+
+
+def find_kernel(name):
+    """The function of FILE.py:FUNCTION, or of MODULE:FUNCTION; what the file imports may lie beside it."""
+    place, _, function = name.rpartition(":")
+    if place.endswith(".py"):
+        path = Path(place).resolve()
+        sys.path.insert(0, str(path.parent))
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        sys.path.insert(0, "")
+        module = importlib.import_module(place)
+    return getattr(module, function)
+
+
+def main():
+    parser = argparse.ArgumentParser(usage="%(prog)s FILE.py:FUNCTION [OPTION...]",
+                                     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("kernel", metavar="FILE.py:FUNCTION", help="or MODULE:FUNCTION, looked for in this folder too")
+    parser.add_argument("--preset", default="sglang", choices=presets(), help="what it is meant to follow")
+    parser.add_argument("--arrays", default="numpy", choices=("numpy", "torch", "cuda"))
+    parser.add_argument("--dtype", default="float32", choices=UNIT, help="of the inputs; numpy's bfloat16 is uint16")
+    parser.add_argument("--state-dtype", default="float32", choices=UNIT)
+    parser.add_argument("--kda", action="store_true", help="a gate for each K row")
+    parser.add_argument("--rounds", type=int, default=2, help="times that every question is asked (default: 2)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tolerance", type=float, default=1e-5,
+                        help="beside the rounding of the results, relative to the largest element (default: 1e-5)")  # fmt: skip
+    arguments = vars(parser.parse_args())
+    name = arguments.pop("kernel")
+    if ":" not in name:
+        parser.error(f"{name} names no function: FILE.py:FUNCTION")
+    try:
+        kernel = find_kernel(name)
+    except (AttributeError, OSError, ImportError) as error:
+        parser.error(f"{name}: {error}")
+    report = Report(kernel, **arguments)
+    print("\n".join(report.lines()))
+    sys.exit(any(report.failed))
+
+
+if __name__ == "__main__":
+    main()
