@@ -36,12 +36,21 @@ static double largest(const double *x, ptrdiff_t count) {
     return most;
 }
 
-/* The largest difference, as a fraction of the largest expected element. */
-static double relative_error(const double *expected, const void *data, gdn_dtype dtype, ptrdiff_t count) {
+/* The largest difference, as a fraction of the largest expected element, and its element. */
+typedef struct worst {
+    double error;
+    ptrdiff_t at;
+} worst;
+
+static worst relative_error(const double *expected, const void *data, gdn_dtype dtype, ptrdiff_t count) {
     const double scale = largest(expected, count);
-    double most = 0;
-    for (ptrdiff_t i = 0; i < count; i++) most = fmax(most, case_difference(expected[i], case_get(data, dtype, i)));
-    return most == 0 ? 0 : most / scale;
+    worst most = {0, 0};
+    for (ptrdiff_t i = 0; i < count; i++) {
+        const double difference = case_difference(expected[i], case_get(data, dtype, i));
+        if (difference > most.error) most = (worst){difference, i};
+    }
+    if (most.error > 0) most.error /= scale;
+    return most;
 }
 
 static double *to_doubles(const void *data, gdn_dtype dtype, ptrdiff_t count) {
@@ -58,6 +67,36 @@ static int64_t index_at(const gdn_indices *x, ptrdiff_t i) {
 /* ==== one case ===================================================================================== */
 
 static const char *const file_names[CASE_NUM_OUTPUTS] = {"o", "final_state", "intermediate_states"};
+
+/* Fails with the place of element i in words, its value, and what was expected there. */
+static void fail_at(const case_call *c, int which, ptrdiff_t i, double expected, const char *why) {
+    const case_output *out = &c->outputs[which];
+    const gdn_params *p = &c->params;
+    const bool vk = p->state_layout == GDN_STATE_VK;
+    const char *const rows[] = {vk ? "column" : "K row", vk ? "K row" : "column"};
+    const char *const axes[CASE_NUM_OUTPUTS][5] = {{"batch row", "token", "head", "column", ""},
+                                                   {"slot", "head", rows[0], rows[1], ""},
+                                                   {"cache row", "step", "head", rows[0], rows[1]}};
+    ptrdiff_t at[NPY_MAX_DIMS] = {0}, rest = i;
+    char place[400] = "";
+    size_t length = 0;
+    for (int axis = out->num_dims - 1; axis >= 0; axis--) {
+        at[axis] = rest % out->shape[axis];
+        rest /= out->shape[axis];
+    }
+    for (int axis = 0; axis < out->num_dims; axis++)
+        length += (size_t)snprintf(place + length, sizeof place - length, "%s%s %td", axis == 0 ? "" : ", ",
+                                   axes[which][axis], at[axis]);
+    const gdn_indices *starts = &p->cu_seqlens;
+    for (ptrdiff_t n = 0; which == CASE_O && starts->data && n < p->num_seqs; n++) {
+        const int64_t first = index_at(starts, n);
+        if (first <= at[1] && at[1] < index_at(starts, n + 1))
+            snprintf(place + length, sizeof place - length, " (sequence %td, its token %td)", n,
+                     at[1] - (ptrdiff_t)first);
+    }
+    fail_msg("%s at %s: %.9g, expected %.17g: %s", file_names[which], place, case_get(out->data, out->dtype, i),
+             expected, why);
+}
 
 /* An array that the case records, as doubles. */
 static double *read_recorded(const char *folder, const char *name, const case_output *out, gdn_dtype declared) {
@@ -98,38 +137,57 @@ static void run(case_call *c, gdn_compute compute, gdn_isa isa) {
 
 /* A 16-bit output is the rounded truth, save where float32 lies so close to the middle of two numbers that it falls on
  * the other side. */
-static void check_rounded_truth(const char *name, const case_output *out, const double *truth) {
+static void check_rounded_truth(const case_call *c, int which, const double *truth) {
+    const case_output *out = &c->outputs[which];
     ptrdiff_t num_equal = 0;
     for (ptrdiff_t i = 0; i < out->count; i++) {
-        const double actual = case_get(out->data, out->dtype, i), ulps = case_ulps(truth[i], actual, out->dtype);
-        if (!(ulps <= 1)) fail_msg("%s: element %lld is %g and not %g", name, (long long)i, actual, truth[i]);
+        const double ulps = case_ulps(truth[i], case_get(out->data, out->dtype, i), out->dtype);
+        if (!(ulps <= 1)) fail_at(c, which, i, truth[i], "more than one unit from the truth");
         if (ulps == 0) num_equal++;
     }
     if ((double)num_equal < 0.99 * (double)out->count)
-        fail_msg("%s: only %lld of %lld are the rounded truth", name, (long long)num_equal, (long long)out->count);
+        fail_msg("%s: only %td of %td are the rounded truth", file_names[which], num_equal, out->count);
 }
 
 /* Another system's 16-bit output was rounded from another float32: one unit apart, or by what is nothing next to the
  * largest element, where two large terms cancel. */
-static void check_rounded_record(const char *name, const case_output *out, const double *recorded) {
+static void check_rounded_record(const case_call *c, int which, const double *recorded) {
+    const case_output *out = &c->outputs[which];
     const double nothing = f32_tolerance * largest(recorded, out->count);
     for (ptrdiff_t i = 0; i < out->count; i++) {
         const double actual = case_get(out->data, out->dtype, i);
         if (!(case_ulps(recorded[i], actual, out->dtype) <= 1 || case_difference(recorded[i], actual) <= nothing))
-            fail_msg("%s: element %lld is %g, recorded %g", name, (long long)i, actual, recorded[i]);
+            fail_at(c, which, i, recorded[i], "more than one unit from what is recorded");
     }
 }
 
-static void check_output(const char *name, const case_output *out, const double *truth, const double *recorded) {
-    if (out->dtype == GDN_F32) {
-        const double from_truth = relative_error(truth, out->data, out->dtype, out->count);
-        const double from_record = relative_error(recorded, out->data, out->dtype, out->count);
-        if (!(from_truth <= f32_tolerance)) fail_msg("%s: %g from the truth", name, from_truth);
-        if (!(from_record <= f32_tolerance)) fail_msg("%s: %g from what is recorded", name, from_record);
+static void check_within(const case_call *c, int which, const double *expected, double tolerance, const char *what) {
+    const case_output *out = &c->outputs[which];
+    const worst most = relative_error(expected, out->data, out->dtype, out->count);
+    char why[128];
+    snprintf(why, sizeof why, "%.3g of the largest element from %s, allowed are %.3g", most.error, what, tolerance);
+    if (!(most.error <= tolerance)) fail_at(c, which, most.at, expected[most.at], why);
+}
+
+static void check_output(const case_call *c, int which, const double *truth, const double *recorded) {
+    if (c->outputs[which].dtype == GDN_F32) {
+        check_within(c, which, truth, f32_tolerance, "the truth");
+        check_within(c, which, recorded, f32_tolerance, "what is recorded");
     } else {
-        check_rounded_truth(name, out, truth);
-        check_rounded_record(name, out, recorded);
+        check_rounded_truth(c, which, truth);
+        check_rounded_record(c, which, recorded);
     }
+}
+
+/* The bits of the plain instance, from another one. */
+static void check_same(const case_call *c, int which, const void *plain, gdn_isa isa) {
+    const case_output *out = &c->outputs[which];
+    const size_t size = case_dtype_size(out->dtype);
+    char why[64];
+    snprintf(why, sizeof why, "%s and %s differ", gdn_isa_name(isa), gdn_isa_name(GDN_ISA_PLAIN));
+    for (ptrdiff_t i = 0; i < out->count; i++)
+        if (memcmp((const char *)plain + (size_t)i * size, (const char *)out->data + (size_t)i * size, size) != 0)
+            fail_at(c, which, i, case_get(plain, out->dtype, i), why);
 }
 
 /* Marks the pool slots and the (row, step) places of the cache that the sequences of the case write. */
@@ -207,8 +265,7 @@ static void test_case(void **state) {
     }
     const case_output *o = &c.outputs[CASE_O];
     double *o_f64 = read_recorded(folder, "o_f64", o, GDN_F64);
-    const double f64_error = relative_error(o_f64, o->data, o->dtype, o->count);
-    if (!(f64_error <= f64_tolerance)) fail_msg("o in float64: %g from the truth", f64_error);
+    check_within(&c, CASE_O, o_f64, f64_tolerance, "the truth, in float64");
     free(references[CASE_O].truth);
     references[CASE_O].truth = o_f64;
 
@@ -221,17 +278,17 @@ static void test_case(void **state) {
             const size_t size = (size_t)out->count * case_dtype_size(out->dtype);
             if (!out->data) continue;
             if (isa == GDN_ISA_PLAIN) {
-                check_output(file_names[i], out, references[i].truth, references[i].recorded);
+                check_output(&c, i, references[i].truth, references[i].recorded);
                 references[i].plain = malloc(size + 1);
                 assert_non_null(references[i].plain);
                 memcpy(references[i].plain, out->data, size);
-            } else if (memcmp(references[i].plain, out->data, size) != 0) {
-                fail_msg("%s: %s and %s differ", file_names[i], gdn_isa_name((gdn_isa)isa),
-                         gdn_isa_name(GDN_ISA_PLAIN));
+            } else {
+                check_same(&c, i, references[i].plain, (gdn_isa)isa);
             }
         }
     }
-    print_message("%-38s o: %.1e from float64; %s: %.1e\n", name, relative_error(o_f64, o->data, o->dtype, o->count),
+    print_message("%-38s o: %.1e from float64; %s: %.1e\n", name,
+                  relative_error(o_f64, o->data, o->dtype, o->count).error,
                   c.source[0] != '\0' ? c.source : "sglang_triton", c.source_error_o);
 
     for (int i = 0; i < CASE_NUM_OUTPUTS; i++) {
