@@ -232,9 +232,14 @@ while ((${#queue[@]} + ${#running[@]} > 0)); do
         queue=("${queue[@]:1}")
     done
     # One at a time can be watched; of two the output comes when it is complete.
-    if ((lanes == 1)); then tail -n +1 -f --pid="${!running[*]}" "$out/${running[${!running[*]}]}.log"; fi
+    viewer=
+    if ((lanes == 1)); then
+        tail -n +1 -f --pid="${!running[*]}" "$out/${running[${!running[*]}]}.log" &
+        viewer=$!
+    fi
     result=passed
     wait -n -p process "${!running[@]}" || result=FAILED
+    [[ -z $viewer ]] || wait "$viewer"
     name=${running[$process]}
     unset "running[$process]"
     record "$name" $result
