@@ -184,6 +184,10 @@ static void check_same(const case_call *c, int which, const void *plain, gdn_isa
     const case_output *out = &c->outputs[which];
     const size_t size = case_dtype_size(out->dtype);
     char why[64];
+    if (plain == NULL) {
+        fail_msg("the plain instance has not run before");
+        return;
+    }
     snprintf(why, sizeof why, "%s and %s differ", gdn_isa_name(isa), gdn_isa_name(GDN_ISA_PLAIN));
     for (ptrdiff_t i = 0; i < out->count; i++)
         if (memcmp((const char *)plain + (size_t)i * size, (const char *)out->data + (size_t)i * size, size) != 0)
