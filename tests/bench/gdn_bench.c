@@ -143,7 +143,7 @@ static double median(double *values, int count) {
 
 /* Median over the rounds of `factor` times one subject's seconds, over another's if there is one. */
 static double median_of_rounds(const record *r, double factor, subject x, const subject *divisor) {
-    double values[MAX_ROUNDS];
+    double values[MAX_ROUNDS] = {0};
     for (int i = 0; i < r->rounds; i++)
         values[i] = factor * r->median[x][i] / (divisor != NULL ? r->median[*divisor][i] : 1);
     return median(values, r->rounds);
