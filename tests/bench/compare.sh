@@ -12,14 +12,15 @@
 #
 #   --rounds N         turns of each case and build (10)
 #   --seconds S        of one turn, besides making its inputs (0.2)
-#   --within PERCENT   how much slower NEW may be (3). Cases outside, faster or slower, get more turns, up to three times
-#                      as many again: the best of a build only comes closer to the truth by that.
+#   --within PERCENT   what counts as equal (3). Cases that are not proved equal get more turns, up to three times as many
+#                      again.
 #
-# The columns: the best call of each build in microseconds; best: new over old; median: of the same ratio of the medians
-# of the two turns of each round; noise: by how much one build's best of odd rounds differs from that of even rounds,
-# the larger of the two. Exit status 1: a case is slower than allowed by best, or a result is wrong; 2: bad usage, or
-# something is missing. CC and CFLAGS (-O2) build; BUILD_DIR (build-compare/) keeps the programs and all lines in
-# compare.txt.
+# The columns: the best call of each build in microseconds, and new over old; median: of the same ratio of the two turns
+# of each round, which were neighbours in time, each with the median of its calls; between: where that median lies with
+# 95 % confidence. The verdict is of the interval, as the best of a build is luck on a busy machine: equal, all of it is
+# within PERCENT of 1; slower or faster, all of it is on that side and the median outside; unsure otherwise. Exit status
+# 1: a case is slower, or a result is wrong; 2: bad usage, or something is missing; 3: none is slower, but one unsure. CC
+# and CFLAGS (-O2) build; BUILD_DIR (build-compare/) keeps the programs and all lines in compare.txt.
 set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
@@ -93,7 +94,8 @@ table() {
             return count % 2 ? values[(count + 1) / 2] : (values[count / 2] + values[count / 2 + 1]) / 2
         }
         function lower(key, x) { if (!(key in best) || x < best[key]) best[key] = x }
-        function difference(x, y) { return x > y ? 100 * (x / y - 1) : 100 * (y / x - 1) }
+        # of calls that were interrupted only where there are no others
+        function best_of(key) { return key in best ? best[key] : best[key ",interrupted"] }
         {
             for (i = 1; i <= NF; i++) {
                 split($i, pair, "=")
@@ -102,33 +104,34 @@ table() {
             c = value["case"]
             if (!(c in rounds)) order[++cases] = c
             if (value["round"] > rounds[c]) rounds[c] = value["round"]
-            lower(c "," value["build"], value["best_us"] + 0)
-            lower(c "," value["build"] "," value["round"] % 2, value["best_us"] + 0)
+            lower(c "," value["build"] (value["interrupted"] + 0 ? ",interrupted" : ""), value["best_us"] + 0)
             typical[c "," value["build"] "," value["round"]] = value["median_us"] + 0
         }
         END {
-            printf "%-24s %6s %12s %12s %7s %7s %7s\n", "case", "rounds", "old us", "new us", "best", "median", "noise"
+            printf "%-24s %6s %12s %12s %7s %7s %15s\n", "case", "rounds", "old us", "new us", "best", "median",
+                "between"
             printf "" >outside
             for (i = 1; i <= cases; i++) {
                 c = order[i]
-                ratio = best[c ",new"] / best[c ",old"]
-                for (r = 1; r <= rounds[c]; r++) ratios[r] = typical[c ",new," r] / typical[c ",old," r]
-                noise = "-"
-                if (rounds[c] > 1) {
-                    x = difference(best[c ",old,0"], best[c ",old,1"])
-                    y = difference(best[c ",new,0"], best[c ",new,1"])
-                    noise = sprintf("%.1f %%", x > y ? x : y)
-                }
-                far = difference(ratio, 1) > within
-                if (far) print c >outside
-                if (ratio > 1 + within / 100) slower++
-                if (far && ratio < 1) faster++
-                printf "%-24s %6d %12.2f %12.2f %7.3f %7.3f %7s%s\n", c, rounds[c], best[c ",old"], best[c ",new"],
-                    ratio, median(ratios, rounds[c]), noise, far ? (ratio > 1 ? "  slower" : "  faster") : ""
+                n = rounds[c]
+                for (r = 1; r <= n; r++) ratios[r] = typical[c ",new," r] / typical[c ",old," r]
+                middle = median(ratios, n) # sorts them; the ranks of the interval are those of a fair coin
+                rank = int(n / 2 - 0.98 * sqrt(n) + 1)
+                if (rank < 1) rank = 1
+                low = ratios[rank]
+                high = ratios[n + 1 - rank]
+                verdict = "unsure"
+                if (low >= 1 / (1 + within / 100) && high <= 1 + within / 100 && n >= 5) verdict = "equal"
+                else if (low > 1 && middle > 1 + within / 100 && n >= 5) verdict = "slower"
+                else if (high < 1 && middle < 1 / (1 + within / 100) && n >= 5) verdict = "faster"
+                tally[verdict]++
+                if (verdict != "equal") print c >outside
+                printf "%-24s %6d %12.2f %12.2f %7.3f %7.3f   %.3f - %.3f  %s\n", c, n, best_of(c ",old"),
+                    best_of(c ",new"), best_of(c ",new") / best_of(c ",old"), middle, low, high, verdict
             }
-            printf "%d cases: %d within %g %%, %d slower, %d faster\n", cases, cases - slower - faster, within,
-                slower, faster
-            exit slower > 0
+            printf "%d cases, within %g %%: %d equal, %d slower, %d faster, %d unsure\n", cases, within,
+                tally["equal"], tally["slower"], tally["faster"], tally["unsure"]
+            exit tally["slower"] > 0 ? 1 : tally["unsure"] > 0 ? 3 : 0
         }' "$build/compare.txt"
 }
 

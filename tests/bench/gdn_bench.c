@@ -255,7 +255,8 @@ static void report(const bench_case *c, const measurement *m, const record *r) {
     printf(" peak_fraction=%.3f bandwidth_fraction=%.3f", share * r->best[PEAK] / seconds, r->best[SCALING] / seconds);
     printf(" peak_fraction_median=%.3f bandwidth_fraction_median=%.3f", median_of_rounds(r, share, PEAK, &runs),
            median_of_rounds(r, 1, SCALING, &runs));
-    printf(" best_us=%.2f median_us=%.2f runs=%ld rounds=%d", 1e6 * seconds, 1e6 * typical, r->calls, r->rounds);
+    printf(" best_us=%.2f median_us=%.2f runs=%ld rounds=%d interrupted=%d", 1e6 * seconds, 1e6 * typical, r->calls,
+           r->rounds, !r->uninterrupted[RUNS]);
     printf(" peak_gflops=%.1f peak_gflops_median=%.1f", 1e-9 * m->operations / r->best[PEAK],
            1e-9 * m->operations / median_of_rounds(r, 1, PEAK, NULL));
     printf(" bandwidth_gbs=%.2f bandwidth_gbs_median=%.2f", 1e-9 * bytes / r->best[SCALING],
@@ -376,6 +377,7 @@ static const char keys_text[] =
     "  best_us, median_us  of one call, validation included; with one thread its processor time, which other\n"
     "                      programs do not stretch\n"
     "  runs, rounds        calls timed, in so many rounds\n"
+    "  interrupted         1: other programs ran during every call, even the best, and its time may be too short\n"
     "  peak_gflops         float32 fused multiply-adds in registers; isa=plain on x86: SSE2 without the fusing\n"
     "  bandwidth_gbs       multiplying the pool in place\n"
     "  validate_us         gdn_validate() alone, best\n"
