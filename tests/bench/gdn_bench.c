@@ -2,38 +2,26 @@
  * gdn_bench - how fast the operator is, held against what the machine can do
  * SPDX-License-Identifier: MIT
  *
- *     gdn_bench [--quick] [--threads N] [--isa NAME] [--case PATTERN] [--ggml]
+ *     gdn_bench [--quick] [--threads N] [--isa NAME] [--case PATTERN] [--rounds N] [--seconds S] [--ggml]
+ *     gdn_bench --help | --list
  *
- * One line for each case, key=value pairs separated by blanks:
+ * On a machine that is shared, a program is slow for seconds at a time and fast again. So the cases are not measured
+ * one after the other but in rounds that lie apart: every case once, then every case again. What a case is compared
+ * with, the rates of the machine and ggml's operator, is measured in each of its rounds too, in turn with its own
+ * calls, with the same number of threads, and the rates with the same instruction set.
  *
- *     case, isa, threads, H, HV, K, V
- *     N, T, tokens          sequences, tokens of the longest one, tokens of all
- *     us_per_token          of all heads
- *     gflops                6*K*V for each token and value head, nothing else counted
- *     peak_fraction         of peak_gflops
- *     bandwidth_fraction    bytes of state, each read and written once, over bandwidth_gbs
- *     best_us, median_us    of one call, validation included; with one thread its processor time, which other
- *                           programs do not stretch
- *     runs                  calls timed
- *     peak_gflops           float32 fused multiply-adds in registers; isa=plain on x86: SSE2 without the fusing
- *     bandwidth_gbs         multiplying the pool in place
- *     validate_us           gdn_validate() alone
- *     scratch_bytes         of each thread
+ * Two numbers are made of the rounds: the best, which is what the machine can do when nobody disturbs it, and the
+ * median, which is what one gets. A best fraction is the best time held against the best rate, each from whatever round
+ * it comes: no round flatters it by a rate that was measured in a bad moment. A median fraction is the median of the
+ * fractions within the rounds, both sides of which were measured under the same conditions.
  *
- * and with --ggml, which runs the cases that ggml's operator can do:
- *
- *     ggml_us, ratio        the best of its runs; over best_us
- *     nmse                  normalised mean squared difference of the outputs or of the states, whichever is larger
- *
- * All of these are from the best of many measurements; ..._median from the medians. The rates of the machine and
- * ggml's runs are measured in turn with those of the case, with the same number of threads, and the rates with the same
- * instruction set.
- *
- * Every case is checked against the oracle before it is timed. Exit status 1: a result is wrong; 2: bad usage, or
- * something is missing.
+ * Each round makes the inputs anew, elsewhere in memory. The first one checks every case against the oracle before it
+ * is timed. --help lists the options and what is printed. Exit status 1: a result is wrong; 2: bad usage, or something
+ * is missing.
  */
 #define _POSIX_C_SOURCE 200809L
 #include <fnmatch.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -110,48 +98,73 @@ static const bench_case ggml_cases[] = {
 #endif
 
 typedef struct options {
-    bool quick, ggml;
+    bool quick, ggml, unchecked, list;
     gdn_isa isa;
-    int threads;
+    int threads, rounds;
+    double seconds; /* of one round of one case */
     const char *pattern;
 } options;
 
 /* ---- Timing ---- */
 
-enum { MAX_RUNS = 1 << 14 };
+enum { MAX_RUNS = 1 << 14, MAX_ROUNDS = 1000 };
 
-/* Seconds of each call of one kind. */
+/* What is timed. */
+typedef enum subject { PEAK, SCALING, VALIDATION, RUNS, PEER_RUNS, NUM_SUBJECTS } subject;
+
+/* Seconds of each call of one kind in one round: of the uninterrupted ones, or of all if every one was interrupted. */
 typedef struct timings {
     int count;
+    bool uninterrupted;
     double seconds[MAX_RUNS];
 } timings;
+
+/* What is kept of the rounds of one case. */
+typedef struct record {
+    bool wrong;
+    int rounds;
+    long calls;
+    double best[NUM_SUBJECTS];
+    bool uninterrupted[NUM_SUBJECTS];        /* the best one was */
+    double median[NUM_SUBJECTS][MAX_ROUNDS]; /* within each round */
+    double nmse;
+} record;
 
 static int ascending(const void *x, const void *y) {
     const double a = *(const double *)x, b = *(const double *)y;
     return (a > b) - (a < b);
 }
 
-static void sort(timings *t) { qsort(t->seconds, (size_t)t->count, sizeof t->seconds[0], ascending); }
-
-static double best(const timings *sorted) { return sorted->seconds[0]; }
-
-static double median(const timings *sorted) {
-    const int middle = sorted->count / 2;
-    return sorted->count % 2 != 0 ? sorted->seconds[middle]
-                                  : (sorted->seconds[middle - 1] + sorted->seconds[middle]) / 2;
+/* Sorts them. */
+static double median(double *values, int count) {
+    qsort(values, (size_t)count, sizeof *values, ascending);
+    return count % 2 != 0 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
 }
 
-/* All that is timed for one case. */
+/* Median over the rounds of `factor` times one subject's seconds, over another's if there is one. */
+static double median_of_rounds(const record *r, double factor, subject x, const subject *divisor) {
+    double values[MAX_ROUNDS] = {0};
+    for (int i = 0; i < r->rounds; i++)
+        values[i] = factor * r->median[x][i] / (divisor != NULL ? r->median[*divisor][i] : 1);
+    return median(values, r->rounds);
+}
+
+static double slowest_round(const record *r) {
+    double slowest = 0;
+    for (int i = 0; i < r->rounds; i++)
+        if (r->median[RUNS][i] > slowest) slowest = r->median[RUNS][i];
+    return slowest;
+}
+
+/* One round of one case. */
 typedef struct measurement {
     const options *options;
     threads *threads;
     workload *w;
-    double operations; /* of one call timed in peak */
-    timings peak, scaling, validation, runs;
+    double operations; /* of one call timed in PEAK */
+    timings timings[NUM_SUBJECTS];
 #ifdef GDN_BENCH_GGML
     peer *peer;
-    timings peer_runs;
-    double nmse;
 #endif
 } measurement;
 
@@ -170,67 +183,89 @@ static void run_workload(measurement *m) { workload_run(m->w); }
 static void run_peer(measurement *m) { peer_run(m->peer); }
 #endif
 
+/* Processor time is wrong by up to a tenth of a millisecond where the kernel let another program run, too short as
+ * often as too long, and the best would be the most wrong: such calls count only where there are no others. */
+static void add(timings *t, double seconds, bool uninterrupted) {
+    if (t->count > 0 && t->uninterrupted != uninterrupted) {
+        if (t->uninterrupted) return;
+        t->count = 0;
+    }
+    t->uninterrupted = uninterrupted;
+    if (t->count < MAX_RUNS) t->seconds[t->count++] = seconds;
+}
+
 /* Times calls for so many seconds, at least one. */
-static void time_for(timings *t, double seconds, void (*call)(measurement *m), measurement *m) {
-    double last, now = threads_clock(m->threads);
-    const double end = now + seconds;
+static void time_for(measurement *m, subject x, double seconds, void (*call)(measurement *m)) {
+    long interruptions = threads_interruptions(m->threads);
+    double before, after;
+    const double end = threads_clock(m->threads) + seconds;
     do {
+        before = threads_clock(m->threads);
         call(m);
-        last = now;
-        now = threads_clock(m->threads);
-        if (t->count < MAX_RUNS) t->seconds[t->count++] = now - last;
-    } while (now < end);
+        after = threads_clock(m->threads);
+        const long so_far = threads_interruptions(m->threads);
+        add(&m->timings[x], after - before, so_far == interruptions);
+        interruptions = so_far;
+    } while (after < end);
 }
 
 /* What is compared is measured in turn, so that a machine that is slow for a while is slow for all of it. */
-static void measure(measurement *m) {
-    const double begin = threads_now(), enough = m->options->quick ? 0.25 : 2, too_long = 8 * enough;
-    const int rounds = m->options->quick ? 3 : 5;
-    double spent = 0;
-    for (int i = 0; i == 0 || spent < enough || (i < rounds && spent < too_long); i++, spent = threads_now() - begin) {
-        time_for(&m->peak, 0.005, multiply_and_add, m);
-        time_for(&m->scaling, 0.005, scale_pool, m);
-        time_for(&m->validation, 0.0002, validate, m);
-        time_for(&m->runs, 0.01, run_workload, m);
+static void measure(measurement *m, record *r) {
+    const double end = threads_now() + m->options->seconds;
+    for (int x = 0; x < NUM_SUBJECTS; x++) m->timings[x].count = 0;
+    do {
+        time_for(m, PEAK, 0.005, multiply_and_add);
+        time_for(m, SCALING, 0.005, scale_pool);
+        time_for(m, VALIDATION, 0.0002, validate);
+        time_for(m, RUNS, 0.01, run_workload);
 #ifdef GDN_BENCH_GGML
         if (m->peer == NULL) continue;
         peer_wake(m->peer);
         peer_run(m->peer); /* not timed: its threads wake up */
-        time_for(&m->peer_runs, 0.01, run_peer, m);
+        time_for(m, PEER_RUNS, 0.01, run_peer);
         peer_rest(m->peer);
 #endif
+    } while (threads_now() < end);
+    for (int x = 0; x < NUM_SUBJECTS; x++) {
+        timings *t = &m->timings[x];
+        if (t->count == 0) continue;
+        r->median[x][r->rounds] = median(t->seconds, t->count);
+        const bool better = t->uninterrupted == r->uninterrupted[x] ? t->seconds[0] < r->best[x] : t->uninterrupted;
+        if (r->rounds > 0 && !better) continue;
+        r->best[x] = t->seconds[0];
+        r->uninterrupted[x] = t->uninterrupted;
     }
+    r->calls += m->timings[RUNS].count;
+    r->rounds++;
 }
 
-static void report(const bench_case *c, measurement *m) {
+static void report(const bench_case *c, const measurement *m, const record *r) {
+    static const subject runs = RUNS;
     const gdn_params *p = workload_params(m->w);
     const double tokens = (double)p->seq_len, bytes = 2 * (double)workload_state_bytes(m->w);
     const double operations = 6 * (double)p->head_k_dim * (double)p->head_v_dim * (double)p->num_value_heads * tokens;
-    const double share = operations / m->operations;
-    sort(&m->peak);
-    sort(&m->validation);
-    sort(&m->scaling);
-    sort(&m->runs);
-    const double seconds = best(&m->runs), typical = median(&m->runs);
+    const double share = operations / m->operations, seconds = r->best[RUNS];
+    const double typical = median_of_rounds(r, 1, RUNS, NULL);
     printf("case=%s isa=%s threads=%d H=%td HV=%td K=%td V=%td N=%td T=%td tokens=%td", c->name,
            gdn_isa_name(m->options->isa), m->options->threads, p->num_key_heads, p->num_value_heads, p->head_k_dim,
            p->head_v_dim, p->num_seqs, workload_longest(m->w), p->seq_len);
-    printf(" us_per_token=%.4f gflops=%.2f", 1e6 * seconds / tokens, 1e-9 * operations / seconds);
-    printf(" peak_fraction=%.3f bandwidth_fraction=%.3f", share * best(&m->peak) / seconds,
-           best(&m->scaling) / seconds);
-    printf(" peak_fraction_median=%.3f bandwidth_fraction_median=%.3f", share * median(&m->peak) / typical,
-           median(&m->scaling) / typical);
-    printf(" best_us=%.2f median_us=%.2f runs=%d peak_gflops=%.1f bandwidth_gbs=%.2f", 1e6 * seconds, 1e6 * typical,
-           m->runs.count, 1e-9 * m->operations / best(&m->peak), 1e-9 * bytes / best(&m->scaling));
-    printf(" validate_us=%.2f scratch_bytes=%zu", 1e6 * best(&m->validation), gdn_scratch_size(p));
-#ifdef GDN_BENCH_GGML
-    if (m->peer != NULL) {
-        sort(&m->peer_runs);
-        const double theirs = best(&m->peer_runs), theirs_typical = median(&m->peer_runs);
-        printf(" ggml_us=%.2f ggml_median_us=%.2f ratio=%.2f ratio_median=%.2f nmse=%.1e", 1e6 * theirs,
-               1e6 * theirs_typical, theirs / seconds, theirs_typical / typical, m->nmse);
-    }
-#endif
+    printf(" us_per_token=%.4f us_per_token_median=%.4f us_per_token_worst=%.4f", 1e6 * seconds / tokens,
+           1e6 * typical / tokens, 1e6 * slowest_round(r) / tokens);
+    printf(" gflops=%.2f gflops_median=%.2f", 1e-9 * operations / seconds, 1e-9 * operations / typical);
+    printf(" peak_fraction=%.3f bandwidth_fraction=%.3f", share * r->best[PEAK] / seconds, r->best[SCALING] / seconds);
+    printf(" peak_fraction_median=%.3f bandwidth_fraction_median=%.3f", median_of_rounds(r, share, PEAK, &runs),
+           median_of_rounds(r, 1, SCALING, &runs));
+    printf(" best_us=%.2f median_us=%.2f runs=%ld rounds=%d interrupted=%d", 1e6 * seconds, 1e6 * typical, r->calls,
+           r->rounds, !r->uninterrupted[RUNS]);
+    printf(" peak_gflops=%.1f peak_gflops_median=%.1f", 1e-9 * m->operations / r->best[PEAK],
+           1e-9 * m->operations / median_of_rounds(r, 1, PEAK, NULL));
+    printf(" bandwidth_gbs=%.2f bandwidth_gbs_median=%.2f", 1e-9 * bytes / r->best[SCALING],
+           1e-9 * bytes / median_of_rounds(r, 1, SCALING, NULL));
+    printf(" validate_us=%.2f scratch_bytes=%zu", 1e6 * r->best[VALIDATION], gdn_scratch_size(p));
+    if (m->options->ggml)
+        printf(" ggml_us=%.2f ggml_median_us=%.2f ratio=%.2f ratio_median=%.2f nmse=%.1e", 1e6 * r->best[PEER_RUNS],
+               1e6 * median_of_rounds(r, 1, PEER_RUNS, NULL), r->best[PEER_RUNS] / seconds,
+               median_of_rounds(r, 1, PEER_RUNS, &runs), r->nmse);
     printf("\n");
     fflush(stdout);
 }
@@ -254,7 +289,7 @@ static void deviate(deviation *d, const float *x, const float *y, size_t count) 
 }
 
 /* One run of each from the same states; false: the results differ. */
-static bool meet_peer(measurement *m) {
+static bool meet_peer(measurement *m, record *r) {
     const gdn_params *p = workload_params(m->w);
     const size_t slot = (size_t)(p->num_value_heads * p->head_k_dim * p->head_v_dim);
     deviation outputs = {0, 0}, states = {0, 0};
@@ -274,7 +309,7 @@ static bool meet_peer(measurement *m) {
                 slot);
     }
     const double x = outputs.error / outputs.size, y = states.error / states.size;
-    m->nmse = x > y ? x : y;
+    r->nmse = fmax(r->nmse, fmax(x, y));
     if (x <= MAX_NMSE && y <= MAX_NMSE) return true;
     fprintf(stderr, "gdn_bench: nmse between this library and ggml: o %g, states %g\n", x, y);
     return false;
@@ -283,61 +318,130 @@ static bool meet_peer(measurement *m) {
 
 /* ---- Program ---- */
 
-/* One line of the report; false: the result was wrong. */
-static bool bench(const bench_case *c, const options *o, threads *t) {
+/* One round of one case; the last one prints its line. */
+static void bench(const bench_case *c, measurement *m, record *r) {
+    const options *o = m->options;
     workload_shape shape = c->shape;
     if (o->quick && shape.lengths != LENGTHS_EQUAL) shape.seqs /= 16;
-    measurement *m = calloc(1, sizeof *m);
-    if (m == NULL) abort();
-    m->options = o;
-    m->threads = t;
-    m->w = workload_new(&shape, o->isa, t);
-    bool right = workload_check(m->w);
+    m->w = workload_new(&shape, o->isa, m->threads);
+    if (r->rounds == 0 && !o->unchecked)
+        r->wrong = !workload_check(m->w);
+    else
+        workload_run(m->w); /* not timed: touches the outputs */
 #ifdef GDN_BENCH_GGML
-    if (o->ggml) right = meet_peer(m) && right;
+    m->peer = NULL;
+    if (o->ggml) r->wrong = !meet_peer(m, r) || r->wrong;
 #endif
-    if (right) {
-        measure(m);
-        report(c, m);
-    } else {
+    if (r->wrong) {
         fprintf(stderr, "gdn_bench: case %s: the result is wrong\n", c->name);
+    } else {
+        measure(m, r);
+        if (r->rounds == o->rounds) report(c, m, r);
     }
 #ifdef GDN_BENCH_GGML
     if (m->peer != NULL) peer_free(m->peer);
 #endif
     workload_free(m->w);
-    free(m);
-    return right;
 }
 
-/* 0, or the exit status; the complaint has been printed. */
-static int parse(int argc, char **argv, options *o) {
+static const char usage[] =
+    "usage: gdn_bench [--quick] [--threads N] [--isa NAME] [--case PATTERN] [--rounds N] [--seconds S]\n"
+    "                 [--ggml] [--unchecked] [--list] [--help]\n";
+
+static const char options_text[] =
+    "\n"
+    "Measures every case in rounds that lie apart: all cases once, then all again.\n"
+    "\n"
+    "  --quick         fewer and shorter cases, 3 short rounds: seconds\n"
+    "  --threads N     (1)\n"
+    "  --isa NAME      plain, avx2, avx512 or neon (the one that the library would choose)\n"
+    "  --case PATTERN  of the shell, such as 'decode_*'\n"
+    "  --rounds N      (5)\n"
+    "  --seconds S     of one round of one case (0.4; with --quick 0.08)\n"
+    "  --ggml          the cases that ggml's operator can do, side by side with it; see ggml.sh\n"
+    "  --unchecked     without the check against the oracle, for a build that has passed it\n"
+    "  --list          prints the names of the cases and does nothing\n"
+    "\n"
+    "compare.sh measures two versions of the header in alternation.\n";
+
+static const char keys_text[] =
+    "\n"
+    "One line for each case, key=value pairs separated by blanks:\n"
+    "\n"
+    "  case, isa, threads, H, HV, K, V\n"
+    "  N, T, tokens        sequences, tokens of the longest one, tokens of all\n"
+    "  us_per_token        of all heads\n"
+    "  gflops              6*K*V for each token and value head, nothing else counted\n"
+    "  peak_fraction       of peak_gflops\n"
+    "  bandwidth_fraction  bytes of state, each read and written once, over bandwidth_gbs\n"
+    "  best_us, median_us  of one call, validation included; with one thread its processor time, which other\n"
+    "                      programs do not stretch\n"
+    "  runs, rounds        calls timed, in so many rounds\n"
+    "  interrupted         1: other programs ran during every call, even the best, and its time may be too short\n"
+    "  peak_gflops         float32 fused multiply-adds in registers; isa=plain on x86: SSE2 without the fusing\n"
+    "  bandwidth_gbs       multiplying the pool in place\n"
+    "  validate_us         gdn_validate() alone, best\n"
+    "  scratch_bytes       of each thread\n"
+    "  ggml_us, ratio      with --ggml: of one of its calls; that over best_us\n"
+    "  nmse                normalised mean squared difference of outputs or states, whichever is larger\n"
+    "\n"
+    "..._median, median_us: the median of the rounds, in each of which the median of its calls counts; _worst: the\n"
+    "slowest round. The others: the best call of all rounds. peak_fraction, bandwidth_fraction and ratio hold best\n"
+    "against best, from whatever rounds; their medians are those of the fractions within each round.\n";
+
+static bool parse_count(const char *text, long limit, int *count) {
+    char *end;
+    const long value = strtol(text, &end, 10);
+    if (end == text || *end != '\0' || value < 1 || value > limit) return false;
+    *count = (int)value;
+    return true;
+}
+
+static bool parse_seconds(const char *text, double *seconds) {
+    char *end;
+    *seconds = strtod(text, &end);
+    return end != text && *end == '\0' && *seconds > 0 && *seconds < 3600;
+}
+
+static const char *parse_isa(const char *text, gdn_isa *choice) {
+    int isa = 0;
+    while (isa < GDN_NUM_ISAS && strcmp(text, gdn_isa_name((gdn_isa)isa)) != 0) isa++;
+    if (isa == GDN_NUM_ISAS) return "auto, plain, avx2, avx512 or neon is missing after";
+    if (!gdn_isa_supported((gdn_isa)isa)) return "this CPU, or this build, lacks what was asked for by";
+    *choice = isa == GDN_ISA_AUTO ? gdn_isa_selected() : (gdn_isa)isa;
+    return NULL;
+}
+
+/* False: there is nothing to measure, and *status is what to exit with. */
+static bool parse(int argc, char **argv, options *o, int *status) {
     const char *complaint = NULL, *argument = "";
     for (int i = 1; i < argc && complaint == NULL; i++) {
         const char *option = argv[i], *value = i + 1 < argc ? argv[i + 1] : "";
         argument = option;
-        if (strcmp(option, "--quick") == 0) {
+        if (strcmp(option, "--help") == 0) {
+            printf("%s%s%s", usage, options_text, keys_text);
+            *status = 0;
+            return false;
+        } else if (strcmp(option, "--quick") == 0) {
             o->quick = true;
         } else if (strcmp(option, "--ggml") == 0) {
             o->ggml = true;
+        } else if (strcmp(option, "--unchecked") == 0) {
+            o->unchecked = true;
+        } else if (strcmp(option, "--list") == 0) {
+            o->list = true;
         } else if (strcmp(option, "--case") == 0 && value[0] != '\0') {
             o->pattern = argv[++i];
-        } else if (strcmp(option, "--threads") == 0) {
-            char *end;
-            const long count = strtol(value, &end, 10);
-            if (end == value || *end != '\0' || count < 1 || count > 4096)
+        } else if (strcmp(option, "--threads") == 0 || strcmp(option, "--rounds") == 0) {
+            const bool rounds = option[2] == 'r';
+            if (!parse_count(value, rounds ? MAX_ROUNDS : 4096, rounds ? &o->rounds : &o->threads))
                 complaint = "a number from 1 is missing after";
-            o->threads = (int)count;
+            i++;
+        } else if (strcmp(option, "--seconds") == 0) {
+            if (!parse_seconds(value, &o->seconds)) complaint = "a number above 0 is missing after";
             i++;
         } else if (strcmp(option, "--isa") == 0) {
-            int isa = 0;
-            while (isa < GDN_NUM_ISAS && strcmp(value, gdn_isa_name((gdn_isa)isa)) != 0) isa++;
-            if (isa == GDN_NUM_ISAS)
-                complaint = "auto, plain, avx2, avx512 or neon is missing after";
-            else if (!gdn_isa_supported((gdn_isa)isa))
-                complaint = "this CPU, or this build, lacks what was asked for by";
-            else
-                o->isa = isa == GDN_ISA_AUTO ? gdn_isa_selected() : (gdn_isa)isa;
+            complaint = parse_isa(value, &o->isa);
             i++;
         } else {
             complaint = "cannot make sense of";
@@ -347,37 +451,57 @@ static int parse(int argc, char **argv, options *o) {
     if (complaint == NULL && o->ggml)
         complaint = "was built without ggml (cmake -DGDN_BENCH_GGML_DIR=...), so no", argument = "--ggml";
 #endif
-    if (complaint == NULL) return 0;
-    fprintf(stderr, "gdn_bench: %s %s\n", complaint, argument);
-    fprintf(stderr, "usage: gdn_bench [--quick] [--threads N] [--isa NAME] [--case PATTERN] [--ggml]\n");
-    return 2;
+    if (o->rounds == 0) o->rounds = o->quick ? 3 : 5;
+    if (o->seconds == 0) o->seconds = o->quick ? 0.08 : 0.4;
+    if (complaint == NULL) return true;
+    fprintf(stderr, "gdn_bench: %s %s\n%s", complaint, argument, usage);
+    *status = 2;
+    return false;
 }
+
+/* All rounds of the cases chosen; the exit status. */
+static int bench_all(const bench_case *const *chosen, int count, const options *o) {
+    threads *t = threads_start(o->threads);
+    if (t == NULL) {
+        fprintf(stderr, "gdn_bench: cannot start %d threads\n", o->threads);
+        return 2;
+    }
+    record *records = calloc((size_t)count, sizeof *records);
+    measurement *m = calloc(1, sizeof *m);
+    if (records == NULL || m == NULL) abort();
+    m->options = o;
+    m->threads = t;
+    int status = 0;
+    for (int round = 0; round < o->rounds; round++)
+        for (int i = 0; i < count; i++)
+            if (!records[i].wrong) bench(chosen[i], m, &records[i]);
+    for (int i = 0; i < count; i++)
+        if (records[i].wrong) status = 1;
+    free(m);
+    free(records);
+    threads_stop(t);
+    return status;
+}
+
+enum { MAX_CASES = sizeof cases / sizeof cases[0] };
 
 int main(int argc, char **argv) {
     options o = {.isa = gdn_isa_selected(), .threads = 1, .pattern = "*"};
-    const int status = parse(argc, argv, &o);
-    if (status != 0) return status;
-    threads *t = threads_start(o.threads);
-    if (t == NULL) {
-        fprintf(stderr, "gdn_bench: cannot start %d threads\n", o.threads);
-        return 2;
-    }
-    const bench_case *table = cases;
-    size_t count = sizeof cases / sizeof cases[0];
+    int status = 0;
+    if (!parse(argc, argv, &o, &status)) return status;
+    const bench_case *table = cases, *chosen[MAX_CASES];
+    size_t size = MAX_CASES;
 #ifdef GDN_BENCH_GGML
-    if (o.ggml) table = ggml_cases, count = sizeof ggml_cases / sizeof ggml_cases[0];
+    if (o.ggml) table = ggml_cases, size = sizeof ggml_cases / sizeof ggml_cases[0];
 #endif
-    bool right = true;
-    int done = 0;
-    for (size_t i = 0; i < count; i++) {
-        if ((o.quick && !table[i].quick) || fnmatch(o.pattern, table[i].name, 0) != 0) continue;
-        right = bench(&table[i], &o, t) && right;
-        done++;
-    }
-    threads_stop(t);
-    if (done == 0) {
+    int count = 0;
+    for (size_t i = 0; i < size; i++)
+        if ((!o.quick || table[i].quick) && fnmatch(o.pattern, table[i].name, 0) == 0) chosen[count++] = &table[i];
+    if (count == 0) {
         fprintf(stderr, "gdn_bench: no case is called %s\n", o.pattern);
         return 2;
     }
-    return right ? 0 : 1;
+    if (!o.list) return bench_all(chosen, count, &o);
+    for (int i = 0; i < count; i++) printf("%s\n", chosen[i]->name);
+    return 0;
 }

@@ -1,4 +1,5 @@
 #define _POSIX_C_SOURCE 200809L
+#define _DARWIN_C_SOURCE /* the counters of getrusage() */
 #include "threads.h"
 
 #include <pthread.h>
@@ -6,6 +7,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <time.h>
 
 /* How often a waiting thread looks before it offers its processor to others, and before it sleeps: the first for the
@@ -97,6 +99,11 @@ static double read_clock(clockid_t clock) {
 double threads_now(void) { return read_clock(CLOCK_MONOTONIC); }
 
 double threads_clock(const threads *t) { return read_clock(t->count == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC); }
+
+long threads_interruptions(const threads *t) {
+    struct rusage usage;
+    return t->count == 1 && getrusage(RUSAGE_SELF, &usage) == 0 ? usage.ru_nivcsw : 0;
+}
 
 int threads_count(const threads *t) { return t->count; }
 

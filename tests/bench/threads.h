@@ -16,6 +16,10 @@ void threads_run(threads *t, threads_task *task, void *data);
 double threads_clock(const threads *t);
 double threads_now(void);
 
+/* How often other programs have taken the processor away so far; of several threads, which the clock of the wall times,
+ * always 0. */
+long threads_interruptions(const threads *t);
+
 int threads_count(const threads *t);
 void threads_stop(threads *t);
 
