@@ -1,5 +1,6 @@
 /* The same bits everywhere: fixed calls of the operator, and one hash of what each writes, for every compiler,
- * architecture, instruction set and number of threads. One file that needs the header and the C library:
+ * architecture, instruction set and number of threads; and the oracle, which calls the C library's exp, within 1e-12.
+ * One file that needs the header and the C library:
  *
  *     cc -O2 -I. -Itests/support tests/bits/bits.c -o bits -lm && ./bits
  *
@@ -9,10 +10,12 @@
  * --print    the hashes of this machine, in the form of the table below
  *
  * -DBITS_THREADS -pthread runs the work items on 1 to 16 threads; otherwise 1 to 16 shares run one after the other.
- * The data are bit patterns drawn with integers, so that nothing but the operator computes with floats. */
+ * The data are bit patterns drawn with integers, so that nothing but the operator computes with floats; what adds up
+ * the oracle's results is the exception. */
 #define GDN_IMPLEMENTATION
 #include "gdn_varlen.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -56,16 +59,17 @@ typedef struct range {
     enum sign sign;
 } range;
 
-static uint32_t draw(gdn_dtype dtype, range from) {
-    const int digits = dtype == GDN_F32 ? 23 : dtype == GDN_BF16 ? 7 : 10, bias = dtype == GDN_F16 ? 15 : 127;
-    const int top = dtype == GDN_F32 ? 31 : 15;
+static uint64_t draw(gdn_dtype dtype, range from) {
+    const int digits = dtype == GDN_F64 ? 52 : dtype == GDN_F32 ? 23 : dtype == GDN_BF16 ? 7 : 10;
+    const int bias = dtype == GDN_F64 ? 1023 : dtype == GDN_F16 ? 15 : 127;
+    const int top = dtype == GDN_F64 ? 63 : dtype == GDN_F32 ? 31 : 15;
     const uint64_t r = random_bits();
     const int exponent = bias + from.low + (int)((r >> 40) % (uint64_t)(from.high - from.low + 1));
-    const uint32_t sign = from.sign == ANY_SIGN ? (uint32_t)(r >> 39 & 1u) : from.sign == NEGATIVE;
-    return sign << top | (uint32_t)(exponent < 0 ? 0 : exponent) << digits | (uint32_t)(r & ((1u << digits) - 1u));
+    const uint64_t sign = from.sign == ANY_SIGN ? r >> 39 & 1u : from.sign == NEGATIVE;
+    return sign << top | (uint64_t)(exponent < 0 ? 0 : exponent) << digits | (r & ((UINT64_C(1) << digits) - 1u));
 }
 
-static size_t size_of(gdn_dtype dtype) { return dtype == GDN_F32 ? 4 : 2; }
+static size_t size_of(gdn_dtype dtype) { return dtype == GDN_F64 ? 8 : dtype == GDN_F32 ? 4 : 2; }
 
 static uint32_t get(const void *data, gdn_dtype dtype, size_t i) {
     uint32_t word;
@@ -78,10 +82,13 @@ static uint32_t get(const void *data, gdn_dtype dtype, size_t i) {
     return half;
 }
 
-static void put(void *data, gdn_dtype dtype, size_t i, uint32_t bits) {
+static void put(void *data, gdn_dtype dtype, size_t i, uint64_t bits) {
+    const uint32_t word = (uint32_t)bits;
     const uint16_t half = (uint16_t)bits;
-    if (dtype == GDN_F32)
-        memcpy((char *)data + 4 * i, &bits, 4);
+    if (dtype == GDN_F64)
+        memcpy((char *)data + 8 * i, &bits, 8);
+    else if (dtype == GDN_F32)
+        memcpy((char *)data + 4 * i, &word, 4);
     else
         memcpy((char *)data + 2 * i, &half, 2);
 }
@@ -250,29 +257,82 @@ static uint64_t hash_array(uint64_t hash, const void *data, gdn_dtype dtype, siz
     return hash;
 }
 
-/* The hash of o, pool and cache after a call; workers 0: the call itself, otherwise its work items in shares. */
-static uint64_t run(setup *s, gdn_isa isa, int workers) {
-    gdn_params *p = &s->p;
+/* What a call writes: o, pool, cache. */
+enum { NUM_ARRAYS = 3 };
+typedef struct array {
+    void *data;
+    gdn_dtype dtype;
+    size_t count;
+} array;
+
+static void written(const setup *s, array arrays[NUM_ARRAYS]) {
+    const gdn_params *p = &s->p;
     const gdn_state_pool *states = &p->initial_state_source;
     const gdn_state_cache *cache = &p->intermediate_states_buffer;
-    const size_t outputs =
-        p->homogeneous ? 0 : (size_t)(p->batch_size * p->seq_len * p->num_value_heads * p->head_v_dim);
-    const size_t pooled = state_count(s, states->num_states);
-    const size_t cached = state_count(s, cache->num_rows * cache->num_steps);
-    uint64_t hash = 0xcbf29ce484222325u;
+    const array o = {p->o.data, p->o.dtype,
+                     p->homogeneous ? 0 : (size_t)(p->batch_size * p->seq_len * p->num_value_heads * p->head_v_dim)};
+    const array pooled = {states->data, states->dtype, state_count(s, states->num_states)};
+    const array cached = {cache->data, cache->dtype, state_count(s, cache->num_rows * cache->num_steps)};
+    arrays[0] = o;
+    arrays[1] = pooled;
+    arrays[2] = cached;
+}
+
+/* Workers 0: the call itself, otherwise its work items in shares. */
+static void run(setup *s, gdn_isa isa, int workers) {
+    gdn_params *p = &s->p;
+    array arrays[NUM_ARRAYS];
     gdn_error error;
-    if (outputs > 0) memset(p->o.data, 0, outputs * size_of(p->o.dtype));
-    if (pooled > 0) memcpy(states->data, s->initial_pool, pooled * size_of(states->dtype));
-    if (cached > 0) memset(cache->data, 0, cached * size_of(cache->dtype));
+    written(s, arrays);
+    for (int i = 0; i < NUM_ARRAYS; i++)
+        if (arrays[i].count > 0) memset(arrays[i].data, 0, arrays[i].count * size_of(arrays[i].dtype));
+    if (arrays[1].count > 0) memcpy(arrays[1].data, s->initial_pool, arrays[1].count * size_of(arrays[1].dtype));
     p->isa = isa;
     if (workers == 0)
         must(gdn_fused_sigmoid_gating_delta_rule_update(p, &error), &error);
     else
         run_shares(p, workers);
-    hash = hash_array(hash, p->o.data, p->o.dtype, outputs);
-    if (pooled > 0) hash = hash_array(hash, states->data, states->dtype, pooled);
-    if (cached > 0) hash = hash_array(hash, cache->data, cache->dtype, cached);
+}
+
+static uint64_t run_hashed(setup *s, gdn_isa isa, int workers) {
+    array arrays[NUM_ARRAYS];
+    uint64_t hash = 0xcbf29ce484222325u;
+    run(s, isa, workers);
+    written(s, arrays);
+    for (int i = 0; i < NUM_ARRAYS; i++) hash = hash_array(hash, arrays[i].data, arrays[i].dtype, arrays[i].count);
     return hash;
+}
+
+/* ---- the oracle ------------------------------------------------------------------------------------- */
+
+/* The last bits of the oracle are those of the C library's exp and log1p, so that its results are not hashed but added
+ * up, each with a weight of its own. `size` is the sum without signs, which the tolerance is relative to. C libraries,
+ * compilers and fused multiply-add move the sum by less than 1e-15 of it, a wrong element by 1e-6 and more. */
+typedef struct total {
+    double sum, size;
+} total;
+
+/* Between -1 and 1, so that no element outweighs all others: x / (1 + |x|) of x times 2^smaller; NaN: 2. */
+static double squashed(double x, int smaller) {
+    x = ldexp(x, smaller);
+    if (x != x) return 2;
+    return fabs(x) > 1e300 ? (x < 0 ? -1 : 1) : x / (1 + fabs(x));
+}
+
+static total run_oracle(setup *s) {
+    array arrays[NUM_ARRAYS];
+    total y = {0, 0};
+    run(s, GDN_ISA_AUTO, 0);
+    written(s, arrays);
+    for (int i = 0; i < NUM_ARRAYS; i++)
+        for (size_t j = 0; j < arrays[i].count; j++) {
+            double x;
+            memcpy(&x, (const char *)arrays[i].data + 8 * j, 8);
+            x = squashed(x, s->smaller) * (double)(1024 + j * 397 % 1024);
+            y.sum += x;
+            y.size += fabs(x);
+        }
+    return y;
 }
 
 /* ---- the cases -------------------------------------------------------------------------------------- */
@@ -508,52 +568,53 @@ static const struct {
     const char *name;
     void (*set)(setup *s);
     uint64_t hash;
+    uint64_t oracle; /* the bits of its sum */
 } cases[] = {
-#define CASE(name, hash)                                                                                               \
-    { #name, name, hash }
-    CASE(prefill_kv, 0xc5d168887a5b4184u),
-    CASE(prefill_vk, 0x27c5cf92403456cau),
-    CASE(prefill_kda_kv, 0x89eb4e99845aa119u),
-    CASE(prefill_kda_vk, 0x8aa746dddbccaae1u),
-    CASE(varlen_odd_kv, 0xc5f5b1e8dcd06eb8u),
-    CASE(varlen_odd_vk, 0xe332f52b97b207a4u),
-    CASE(varlen_odd_kda_vk, 0x29b182f652e27d8au),
-    CASE(gqa_128_kv, 0xa5508d1f7c5e13b5u),
-    CASE(gqa_128_vk_bf16, 0xfb9e399efe9be43eu),
-    CASE(gqa_128_kv_bf16_in_f32_out, 0xe4b799b27450782au),
-    CASE(tall_kv, 0xb6aeccd4f95ecfeeu),
-    CASE(wide_vk, 0x11accfcc461f2913u),
-    CASE(one_by_one, 0xc2ed78acf7b59751u),
-    CASE(decode_kv, 0x67fb81462fe7b52bu),
-    CASE(decode_vk, 0x7b5b9797ad213978u),
-    CASE(decode_kda_kv_bf16_state, 0x2431be9eb43cc11fu),
-    CASE(decode_vk_f16_state, 0x973fd14d0027cea3u),
-    CASE(prefill_f16, 0xef5b0f1726b5be6au),
-    CASE(prefill_bf16_state_kv, 0xff8ef85e8b3647ccu),
-    CASE(no_pool_no_b, 0x1df2b1cb400e9010u),
-    CASE(lower_bound, 0xa735efffff8cb728u),
-    CASE(lower_bound_kda, 0x10d17074780f1ad5u),
-    CASE(softplus_beta_threshold, 0x7ddc505b139ee2e4u),
-    CASE(extreme_raw_kv, 0x359090a35440e464u),
-    CASE(extreme_raw_kda_vk_bf16, 0x06438f4d9bdd6102u),
-    CASE(extreme_decode, 0xe3b4d31d35d29cb4u),
-    CASE(log_gate, 0xb1654ecf0461d083u),
-    CASE(extreme_log_gate_kda, 0x9b82d3e27fadfa79u),
-    CASE(extreme_decay_vk, 0xeb7fd215572bbdcdu),
-    CASE(growing_decay, 0x96aab5c244087e7fu),
-    CASE(tiled_beta_per_column, 0xe4e6a07a24e7868eu),
-    CASE(l2_sum_plus_eps, 0xfc50f8cb5b101814u),
-    CASE(l2_mean_plus_eps, 0xf6ada459c8946d09u),
-    CASE(l2_max_norm_eps, 0x141150fcae8d0759u),
-    CASE(l2_norm_plus_eps, 0x71bb6c930495e572u),
-    CASE(step_cache_tree, 0xbf6ba219b1f858a5u),
-    CASE(step_cache_tree_vk_bf16, 0x15f7a112dfdc9d10u),
-    CASE(step_slots, 0xc24640e2146b82dcu),
-    CASE(padding_slots_to_write, 0xf713da88954422bcu),
-    CASE(subnormal, 0x881cc7cce28f5a7fu),
-    CASE(subnormal_vk, 0xb9ad5b1f4140fde2u),
-    CASE(overflowing, 0x247ae83dddddebafu),
-    CASE(homogeneous, 0x0ea6a745b20dff7cu),
+#define CASE(name, hash, oracle)                                                                                       \
+    { #name, name, hash, oracle }
+    CASE(prefill_kv, 0xc5d168887a5b4184u, 0xc0bfdd1ca36fb772u),
+    CASE(prefill_vk, 0x27c5cf92403456cau, 0xc08c7acbb8867392u),
+    CASE(prefill_kda_kv, 0x89eb4e99845aa119u, 0x40c0c00fb6ef2ff6u),
+    CASE(prefill_kda_vk, 0x8aa746dddbccaae1u, 0x40c4df77b95d1c12u),
+    CASE(varlen_odd_kv, 0xc5f5b1e8dcd06eb8u, 0x40c902167da1d09au),
+    CASE(varlen_odd_vk, 0xe332f52b97b207a4u, 0xc0f16d51dd648fe4u),
+    CASE(varlen_odd_kda_vk, 0x29b182f652e27d8au, 0xc0cc3101c488031au),
+    CASE(gqa_128_kv, 0xa5508d1f7c5e13b5u, 0x40eab037b0a2bee0u),
+    CASE(gqa_128_vk_bf16, 0xfb9e399efe9be43eu, 0x40c6c6a3f152c7adu),
+    CASE(gqa_128_kv_bf16_in_f32_out, 0xe4b799b27450782au, 0x40f96e00e24266d1u),
+    CASE(tall_kv, 0xb6aeccd4f95ecfeeu, 0x409026286ae2c23au),
+    CASE(wide_vk, 0x11accfcc461f2913u, 0xc0a3dc21dbf0c08cu),
+    CASE(one_by_one, 0xc2ed78acf7b59751u, 0x40b474b42b3e7628u),
+    CASE(decode_kv, 0x67fb81462fe7b52bu, 0x40df465c5a089ae6u),
+    CASE(decode_vk, 0x7b5b9797ad213978u, 0xc0ef92b613d5dad7u),
+    CASE(decode_kda_kv_bf16_state, 0x2431be9eb43cc11fu, 0xc1102f1bc4a4b7ebu),
+    CASE(decode_vk_f16_state, 0x973fd14d0027cea3u, 0xc0d8a7fa685f1a4cu),
+    CASE(prefill_f16, 0xef5b0f1726b5be6au, 0xc0b249b6b46fc347u),
+    CASE(prefill_bf16_state_kv, 0xff8ef85e8b3647ccu, 0xc0b6826621fa8516u),
+    CASE(no_pool_no_b, 0x1df2b1cb400e9010u, 0xc07c7799221ca553u),
+    CASE(lower_bound, 0xa735efffff8cb728u, 0xc0b877b3c248217eu),
+    CASE(lower_bound_kda, 0x10d17074780f1ad5u, 0xc0a60be9e842bef7u),
+    CASE(softplus_beta_threshold, 0x7ddc505b139ee2e4u, 0x40639a2a310e6962u),
+    CASE(extreme_raw_kv, 0x359090a35440e464u, 0x40d877185bd02e31u),
+    CASE(extreme_raw_kda_vk_bf16, 0x06438f4d9bdd6102u, 0x40d51cc7303157f1u),
+    CASE(extreme_decode, 0xe3b4d31d35d29cb4u, 0xc0d89684af92a166u),
+    CASE(log_gate, 0xb1654ecf0461d083u, 0xc0b319029284e343u),
+    CASE(extreme_log_gate_kda, 0x9b82d3e27fadfa79u, 0x40b133dcb154f81au),
+    CASE(extreme_decay_vk, 0xeb7fd215572bbdcdu, 0xc0980dc9c6c247a3u),
+    CASE(growing_decay, 0x96aab5c244087e7fu, 0x41875c2428f1761fu),
+    CASE(tiled_beta_per_column, 0xe4e6a07a24e7868eu, 0xc0e9c9bd17fc4efeu),
+    CASE(l2_sum_plus_eps, 0xfc50f8cb5b101814u, 0x40d2c0807d9816a7u),
+    CASE(l2_mean_plus_eps, 0xf6ada459c8946d09u, 0x40ce2aecd45cf38fu),
+    CASE(l2_max_norm_eps, 0x141150fcae8d0759u, 0x40a622a818067a76u),
+    CASE(l2_norm_plus_eps, 0x71bb6c930495e572u, 0xc0cf9960401f97ffu),
+    CASE(step_cache_tree, 0xbf6ba219b1f858a5u, 0xc0cd56695b8b7849u),
+    CASE(step_cache_tree_vk_bf16, 0x15f7a112dfdc9d10u, 0x40d2262992d2355au),
+    CASE(step_slots, 0xc24640e2146b82dcu, 0xc0fbec9aac5dd4b5u),
+    CASE(padding_slots_to_write, 0xf713da88954422bcu, 0xc0ed21cc8ca84cd6u),
+    CASE(subnormal, 0x881cc7cce28f5a7fu, 0xc0b06b0316e90b7eu),
+    CASE(subnormal_vk, 0xb9ad5b1f4140fde2u, 0x40b24f9bdd5b7034u),
+    CASE(overflowing, 0x247ae83dddddebafu, 0xc0f648badca0577bu),
+    CASE(homogeneous, 0x0ea6a745b20dff7cu, 0xc080a23a76821d36u),
 #undef CASE
 };
 enum { NUM_CASES = sizeof cases / sizeof cases[0] };
@@ -563,35 +624,69 @@ enum { NUM_CASES = sizeof cases / sizeof cases[0] };
 static bool print_hashes;
 static int failures;
 
+static void set_up(int i, setup *s, gdn_compute compute) {
+    memset(s, 0, sizeof *s);
+    arena_used = 0;
+    random_state = (uint64_t)i;
+    cases[i].set(s);
+    if (compute == GDN_COMPUTE_F64) s->p.o.dtype = GDN_F64;
+    if (compute == GDN_COMPUTE_F64) s->p.initial_state_source.dtype = s->p.intermediate_states_buffer.dtype = GDN_F64;
+    s->p.compute = compute;
+    fill(s);
+}
+
+/* Two words, because C++ and old C libraries agree on no format for 64 bits. */
+static void print_bits(uint64_t bits) {
+    printf("0x%08lx%08lx", (unsigned long)(bits >> 32), (unsigned long)(bits & 0xffffffffu));
+}
+
 /* Whether the hash is the right one; says so if not. */
 static bool check(int i, setup *s, gdn_isa isa, int workers) {
-    const uint64_t hash = run(s, isa, workers);
+    const uint64_t hash = run_hashed(s, isa, workers);
     if (hash == cases[i].hash || print_hashes) return true;
     printf("FAILED: %s, %s", cases[i].name, gdn_isa_name(isa));
     if (workers > 0) printf(", %d workers", workers);
-    printf(": 0x%08lx%08lx, not 0x%08lx%08lx\n", (unsigned long)(hash >> 32), (unsigned long)(hash & 0xffffffffu),
-           (unsigned long)(cases[i].hash >> 32), (unsigned long)(cases[i].hash & 0xffffffffu));
+    printf(": ");
+    print_bits(hash);
+    printf(", not ");
+    print_bits(cases[i].hash);
+    printf("\n");
     failures++;
     return false;
 }
 
+/* The case with data of float64 where the call writes. */
+static void check_oracle(int i, uint64_t *bits) {
+    static setup s;
+    total y;
+    double right;
+    set_up(i, &s, GDN_COMPUTE_F64);
+    y = run_oracle(&s);
+    memcpy(bits, &y.sum, 8);
+    memcpy(&right, &cases[i].oracle, 8);
+    if (fabs(y.sum - right) <= 1e-12 * y.size || print_hashes) return;
+    printf("FAILED: %s, oracle: %.17g, not %.17g, of %.3g\n", cases[i].name, y.sum, right, y.size);
+    failures++;
+}
+
 static void run_case(int i) {
     static setup s;
-    memset(&s, 0, sizeof s);
-    arena_used = 0;
-    random_state = (uint64_t)i;
-    cases[i].set(&s);
-    fill(&s);
+    uint64_t oracle;
+    set_up(i, &s, GDN_COMPUTE_F32);
     for (int isa = 0; isa < GDN_NUM_ISAS; isa++)
         if (gdn_isa_supported((gdn_isa)isa)) check(i, &s, (gdn_isa)isa, 0);
     /* Any number beyond that of the items leaves the others nothing to do. */
     bool same = true;
     for (int workers = 1; workers <= MAX_WORKERS && same; workers++)
         if (workers <= gdn_num_work_items(&s.p) || workers == MAX_WORKERS) same = check(i, &s, GDN_ISA_AUTO, workers);
+    const uint64_t hash = print_hashes ? run_hashed(&s, GDN_ISA_PLAIN, 0) : 0;
+    check_oracle(i, &oracle);
     if (print_hashes) {
-        const uint64_t hash = run(&s, GDN_ISA_PLAIN, 0);
-        printf("    CASE(%s, 0x%08lx%08lx),\n", cases[i].name, (unsigned long)(hash >> 32),
-               (unsigned long)(hash & 0xffffffffu));
+        printf("    CASE(%s, ", cases[i].name);
+        print_bits(hash);
+        printf("u, ");
+        print_bits(oracle);
+        printf("u),\n");
     }
 }
 
@@ -619,9 +714,9 @@ int main(int argc, char **argv) {
     for (int i = GDN_ISA_PLAIN; i < GDN_NUM_ISAS; i++)
         if (gdn_isa_supported((gdn_isa)i)) printf(" %s", gdn_isa_name((gdn_isa)i));
 #ifdef BITS_THREADS
-    printf(", 1 to %d threads\n", (int)MAX_WORKERS);
+    printf(" and oracle, 1 to %d threads\n", (int)MAX_WORKERS);
 #else
-    printf(", 1 to %d shares\n", (int)MAX_WORKERS);
+    printf(" and oracle, 1 to %d shares\n", (int)MAX_WORKERS);
 #endif
     return failures != 0;
 }
