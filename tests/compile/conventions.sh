@@ -4,9 +4,8 @@
 #
 #   tests/compile/conventions.sh [README [HEADER]]       default: README.md and gdn_varlen.h of this tree
 set -eu
-
-usage() { sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p;}' "$0"; }
-case ${1-} in --help) usage && exit ;; -*) usage >&2 && exit 2 ;; esac
+. "$(dirname -- "$0")/../usage.sh"
+usage_of 0 2 "$@"
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
 readme=${1-$root/README.md} header=${2-$root/gdn_varlen.h}

@@ -4,11 +4,9 @@
 #
 #   tests/compile/links.sh
 set -eu
+. "$(dirname -- "$0")/../usage.sh"
+usage_of 0 0 "$@"
 
-case ${1-} in
-'') ;;
-*) sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p;}' "$0" && [ "$1" = --help ] && exit || exit 2 ;;
-esac
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
 cd "$root"
 
@@ -26,6 +24,7 @@ anchors() {
 for readme in $(find . -name README.md ! -path './build*' ! -path './.git/*' | sed 's/^\.\///' | sort); do
     files=$((files + 1))
     folder=$(dirname "$readme")
+    # shellcheck disable=SC2013 # links and paths have no blanks
     for link in $(grep -o '](\([^ )]*\))' "$readme" | sed 's/^](//; s/)$//' | sort -u); do
         case $link in *://*) continue ;; esac
         links=$((links + 1))
@@ -40,6 +39,7 @@ for readme in $(find . -name README.md ! -path './build*' ! -path './.git/*' | s
         esac
     done
     # tests/... and examples/... of the tree, not of a build folder; a word in capitals stands for a file.
+    # shellcheck disable=SC2013
     for path in $(sed 's/\](.*)/]/' "$readme" | grep -oE '(^|[^A-Za-z0-9_./])((tests|examples|\.ci)/[A-Za-z0-9_./-]+)' |
         sed -E 's/^[^A-Za-z.]//; s/\.+$//; s/\/[A-Z]+$//' | sort -u); do
         paths=$((paths + 1))

@@ -6,10 +6,8 @@
 #
 #   tests/compile/programs.sh CC CXX
 set -eu
-
-usage() { sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p;}' "$0"; }
-case ${1-} in --help) usage && exit ;; esac
-[ $# = 2 ] || { usage >&2 && exit 2; }
+. "$(dirname -- "$0")/../usage.sh"
+usage_of 2 2 "$@"
 
 cc=$1 cxx=$2
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
