@@ -29,7 +29,7 @@ awk '
     { block = "" }' gdn_varlen.h >blocks/gdn_varlen.h:comment.c
 
 # Every fenced block goes to blocks/README:LINE.LANGUAGE, with the folders of README in its name.
-readmes=$(cd "$root" && find . -name README.md ! -path './build*' ! -path './.git/*' | sed 's/^\.\///' | sort)
+readmes=$(cd "$root" && find . -name README.md ! -path './build*' ! -path '*/.*/*' ! -path '*/site-packages/*' | sed 's/^\.\///' | sort)
 for readme in $readmes; do
     awk -v name="blocks/$(echo "$readme" | tr / _)" '
         /^```/ && inside { close(file); inside = 0; next }
