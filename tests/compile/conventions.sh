@@ -1,6 +1,6 @@
 #!/bin/sh
-# The conventions of other systems stand in three places: the table of README.md, the table in the comment at the head of
-# gdn_varlen.h, and GDN_SYSTEMS. The two tables agree cell by cell, and each cell with the presets of its row.
+# The conventions of other systems stand in three places: the table of README.md, the table in the comment at the head
+# of gdn_varlen.h, and GDN_SYSTEMS. The two tables agree cell by cell, and each cell with the presets of its row.
 #
 #   tests/compile/conventions.sh [README [HEADER]]       default: README.md and gdn_varlen.h of this tree
 set -eu
@@ -57,7 +57,10 @@ awk '
 ! grep -m 1 FAILED "$work/systems" >&2 || exit 1
 
 # Notes (1) to (5), in both places.
-notes() { awk '/\(1\) .*state_v_first/ { lines = 8 } lines-- > 0 { sub(/^ \* */, ""); print }' "$1" | tr -d '`' | tr -s ' \n' ' '; }
+notes() {
+    awk '/\(1\) .*state_v_first/ { lines = 8 } lines-- > 0 { sub(/^ \* */, ""); print }' "$1" |
+        tr -d '`' | tr -s ' \n' ' '
+}
 for file in "$readme" "$header"; do
     for note in '(1) state_v_first selects VK' '(4) [^(]*DECAY[^(]*GIVEN' '(5) fused_recurrent: ZERO' 'null_slot 0'; do
         notes "$file" | grep -q "$note" || fail "$file: no note '$note'"
@@ -100,7 +103,8 @@ awk -F '|' -v readme="$readme" '
     }
     FILENAME ~ /systems$/ {
         codes[$1]
-        layout[$1] = $2; heads[$1] = $3; gate[$1] = $4; beta[$1] = $5; norm[$1] = $6 "," $7; padding[$1] = $8; null[$1] = $9
+        layout[$1] = $2; heads[$1] = $3; gate[$1] = $4; beta[$1] = $5; norm[$1] = $6 "," $7
+        padding[$1] = $8; null[$1] = $9
         next
     }
     FILENAME ~ /rows$/ { presets[$1] = $2; besides[$1] = $3; next }

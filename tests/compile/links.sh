@@ -21,7 +21,9 @@ anchors() {
     awk '/^```/ { code = !code } /^#/ && !code { sub(/^#+ /, ""); print }' "$1" | tr 'A-Z ' 'a-z-' | tr -cd 'a-z0-9_\n-'
 }
 
-for readme in $(find . -name README.md ! -path './build*' ! -path '*/.*/*' ! -path '*/site-packages/*' | sed 's/^\.\///' | sort); do
+readmes=$(find . -name README.md ! -path './build*' ! -path '*/.*/*' ! -path '*/site-packages/*' | sed 's/^\.\///' |
+    sort)
+for readme in $readmes; do
     files=$((files + 1))
     folder=$(dirname "$readme")
     # shellcheck disable=SC2013 # links and paths have no blanks

@@ -29,11 +29,16 @@ awk '
     { block = "" }' gdn_varlen.h >blocks/gdn_varlen.h:comment.c
 
 # Every fenced block goes to blocks/README:LINE.LANGUAGE, with the folders of README in its name.
-readmes=$(cd "$root" && find . -name README.md ! -path './build*' ! -path '*/.*/*' ! -path '*/site-packages/*' | sed 's/^\.\///' | sort)
+readmes=$(cd "$root" && find . -name README.md ! -path './build*' ! -path '*/.*/*' ! -path '*/site-packages/*' |
+    sed 's/^\.\///' | sort)
 for readme in $readmes; do
     awk -v name="blocks/$(echo "$readme" | tr / _)" '
         /^```/ && inside { close(file); inside = 0; next }
-        /^```(c|cpp|python)$/ { file = name ":" sprintf("%04d", FNR) "." (/python/ ? "py" : substr($0, 4)); inside = 1; next }
+        /^```(c|cpp|python)$/ {
+            file = name ":" sprintf("%04d", FNR) "." (/python/ ? "py" : substr($0, 4))
+            inside = 1
+            next
+        }
         inside { print >file }' "$root/$readme"
 done
 
@@ -81,6 +86,7 @@ if command -v python3 >/dev/null && python3 -c '' 2>/dev/null; then
         fi
     done
 fi
-grep -q 'int main(' blocks/gdn_varlen.h:comment.c || { echo "FAILED: no program in the comment of gdn_varlen.h" >&2; exit 1; }
+grep -q 'int main(' blocks/gdn_varlen.h:comment.c ||
+    { echo "FAILED: no program in the comment of gdn_varlen.h" >&2 && exit 1; }
 [ $readme_programs -gt 1 ] || { echo "FAILED: README.md has not its two programs" >&2; exit 1; }
 exit $failed
