@@ -57,7 +57,7 @@ while read -r script; do
     [ $status != 0 ] || grep -q "${name##*/}" "$work/out" || fail "$name --help" "does not name the script"
     case $name in
     # These hand their arguments to ctest, gdn_bench, compare.py and pytest.
-    tests/run.sh | tests/bench/ggml.sh | tests/gpu/run.sh | examples/python/tests/run.py) ;;
+    tests/run.sh | tests/bench/*.sh | tests/gpu/run.sh | examples/python/tests/run.py) ;;
     # Nothing is read before the packages are there.
     tests/gpu/compare.py | tests/accuracy/rounding_orders.py | tests/accuracy/oracle_mpmath.py | *qwen3_next.py) ;;
     *)
@@ -67,7 +67,7 @@ while read -r script; do
         ;;
     esac
 done <"$work/scripts"
-find "$work/empty" -mindepth 1 | sed 's/^/left behind: /' | grep . >&2 && failed=1
+find "$work/empty" -mindepth 1 -maxdepth 2 | sed 's/^/FAILED: left behind: /' | grep . >&2 && failed=1
 [ $count -gt 20 ] || fail "the search" "found $count scripts"
 echo "$count scripts"
 exit $failed
