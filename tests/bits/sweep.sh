@@ -6,7 +6,7 @@
 #
 #   (neither)   13 tunings for each compiler, each at another level, so that every two of compiler, level and tuning
 #               meet; 8 rows of other options, 3 of aarch64
-#   --quick     six rows for gcc and clang as they are installed, 40 s
+#   --quick     six rows for gcc and clang as they are installed, 50 s
 #   --full      every tuning at every level, and every option alone: 94 rows a compiler
 #   --rows      only rows that match this extended regular expression
 #   --list      the rows, and nothing else
