@@ -6,13 +6,13 @@
 #
 #   (neither)   13 tunings for each compiler, each at another level, so that every two of compiler, level and tuning
 #               meet; 8 rows of other options, 3 of aarch64
-#   --quick     six rows for gcc and clang as they are installed, 40 s
-#   --full      every tuning at every level, and every option alone: 94 rows a compiler
+#   --quick     six rows for gcc and clang as they are installed, 50 s
+#   --full      every tuning at every level, and every option alone: 98 rows a compiler
 #   --rows      only rows that match this extended regular expression
 #   --list      the rows, and nothing else
 #   --install   puts the compilers into Debian systems of their own under $BUILD_DIR (7 GB for all, 10 minutes; needs
 #               root, mmdebstrap, bubblewrap)
-#   COMPILER    gcc-11 to gcc-16, clang-13 to clang-23; default: all. One that is there neither is MISSING
+#   COMPILER    gcc-11 to gcc-16, clang-13 to clang-23; default: all. One that is not there is MISSING, no failure
 #
 # BUILD_DIR (default build-sweep/): the systems, and the results by header and bits.c, which are not computed again unless
 # they are failures. HEADER (default gdn_varlen.h of this tree): the file that is tested. JOBS (default: the processors).

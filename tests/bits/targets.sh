@@ -151,8 +151,8 @@ else
         same "$compiler -std=c++20 -O3 -march=native"
     done
 fi
-# Where gcc 11 to 14 have computed every other element wrongly: AVX-512VL for the whole file, and a tuning for vectors of
-# 16 or 32 bytes.
+# AVX-512VL for the whole file and a tuning for vectors of 16 or 32 bytes: gcc 12 to 16 compute a choice between vectors
+# under a scalar condition wrongly there, in every other element, where a loop has one.
 avx512vl="gcc -std=c11 -O2 -march=x86-64-v4 -mtune"
 same "$avx512vl=znver3"
 unmasked "$avx512vl=znver3"
