@@ -73,8 +73,8 @@
  *     one sequence in parts, computed at the same time            [SEGMENTS]
  *     macros                                                      [CONFIGURATION]
  *     types, parameters, functions                                [INTERFACE]
- *     implementation: [COMPILER] [ELEMENTS] [RESOLVING] [VALIDATION] [ITEMS] [REFERENCE] [PADDING] [SCRATCH]
- *                     [TARGETS] [SELECTION] [PUBLIC] [SEGMENTS] [PRESETS] [NAMES] [KERNEL]
+ *     implementation: [COMPILER] [ELEMENTS] [RESOLVING] [VALIDATION] [ITEMS] [REFERENCE] [PADDING] [SCRATCH] [RUNS]
+ *                     [TARGETS] [SELECTION] [PUBLIC] [JOINING] [PRESETS] [NAMES] [KERNEL]
  *
  * CONVENTIONS
  *
@@ -169,6 +169,8 @@
  *                          one file.
  *   GDN_HEADER_NAME        the name under which the header includes itself; default "gdn_varlen.h"
  *   GDN_NO_SIMD            leave out every vector instruction set: only plain C remains
+ *   GDN_NO_AVX2, GDN_NO_AVX512, GDN_NO_NEON
+ *                          leave out one instance of the kernel: 35 to 40 KiB of code each
  *   GDN_NO_MALLOC          never call malloc: scratch must be passed
  */
 #ifndef GDN_VARLEN_H
@@ -180,7 +182,7 @@
 
 #define GDN_VERSION_MAJOR 0
 #define GDN_VERSION_MINOR 1
-#define GDN_VERSION_PATCH 0
+#define GDN_VERSION_PATCH 1
 #define GDN_VERSION (GDN_VERSION_MAJOR * 10000 + GDN_VERSION_MINOR * 100 + GDN_VERSION_PATCH)
 
 #ifndef GDN_API
@@ -321,14 +323,19 @@ typedef enum gdn_padding {
 
 typedef enum gdn_compute { GDN_COMPUTE_F32 = 0, GDN_COMPUTE_F64 } gdn_compute;
 
-/* The instruction set of GDN_COMPUTE_F32. All give the same bits; forcing one is for testing. */
+/* The instruction set of GDN_COMPUTE_F32: code, name. All give the same bits; forcing one is for testing. */
+#define GDN_ISAS(X)                                                                                                    \
+    X(GDN_ISA_AUTO, "auto")     /* the fastest that this build has and this CPU supports */                            \
+    X(GDN_ISA_PLAIN, "plain")   /* what the compiler may assume of every CPU of its target */                          \
+    X(GDN_ISA_AVX2, "avx2")     /* with FMA and F16C */                                                                \
+    X(GDN_ISA_AVX512, "avx512") /* F, BW, DQ and VL, with AVX2 */                                                      \
+    X(GDN_ISA_NEON, "neon")
+
 typedef enum gdn_isa {
-    GDN_ISA_AUTO = 0, /* the fastest that this build has and this CPU supports */
-    GDN_ISA_PLAIN,    /* what the compiler may assume of every CPU of its target */
-    GDN_ISA_AVX2,     /* with FMA and F16C */
-    GDN_ISA_AVX512,
-    GDN_ISA_NEON,
-    GDN_NUM_ISAS
+#define GDN_ISA_CODE(code, name) code,
+    GDN_ISAS(GDN_ISA_CODE)
+#undef GDN_ISA_CODE
+        GDN_NUM_ISAS
 } gdn_isa;
 
 /* All of a call. Start from zero (gdn_params p = {0}; C++: {}) and set what the call needs. What is written (o, pool,
@@ -487,7 +494,8 @@ GDN_API gdn_status gdn_preset(gdn_params *params, gdn_system system);
 /* Its name ("sglang"); "?" outside the enumeration. */
 GDN_API const char *gdn_system_name(gdn_system system);
 
-/* Whether this build and this CPU can run `isa` (GDN_ISA_AUTO: always), and which one AUTO picks. */
+/* Whether this build and this CPU can run `isa` (GDN_ISA_AUTO: always), and which one AUTO picks (where a narrower one
+ * is known to be faster for the layout of a call, it runs instead). */
 GDN_API bool gdn_isa_supported(gdn_isa isa);
 GDN_API gdn_isa gdn_isa_selected(void);
 GDN_API const char *gdn_isa_name(gdn_isa isa);
@@ -554,12 +562,18 @@ static inline gdn_state_cache gdn_cache_of(void *data, gdn_dtype dtype, ptrdiff_
 #else
 #define GDNI_SSE2 0
 #endif
-#if GDNI_SSE2 && (defined(__x86_64__) || defined(__i386__))
-#define GDNI_X86 1
+#if GDNI_SSE2 && (defined(__x86_64__) || defined(__i386__)) && !defined(GDN_NO_AVX2)
+#define GDNI_AVX2 1
 #else
-#define GDNI_X86 0
+#define GDNI_AVX2 0
 #endif
-#if defined(__GNUC__) && !defined(GDN_NO_SIMD) && defined(__aarch64__) && defined(__ARM_NEON) && !defined(__AARCH64EB__)
+#if GDNI_SSE2 && (defined(__x86_64__) || defined(__i386__)) && !defined(GDN_NO_AVX512)
+#define GDNI_AVX512 1
+#else
+#define GDNI_AVX512 0
+#endif
+#if defined(__GNUC__) && !defined(GDN_NO_SIMD) && !defined(GDN_NO_NEON) && defined(__aarch64__) &&                     \
+    defined(__ARM_NEON) && !defined(__AARCH64EB__)
 #define GDNI_NEON 1
 #include <arm_neon.h>
 #else
@@ -606,21 +620,21 @@ static inline gdn_state_cache gdn_cache_of(void *data, gdn_dtype dtype, ptrdiff_
 #endif
 /* x is a product that is rounded before anything is added to it; under -ffp-contract=fast clang ignores the pragma. */
 #if defined(__clang__) && (defined(__x86_64__) || defined(__i386__))
-#define GDNI_ROUNDED(x) __asm__("" : "+x"(x));
+#define GDNI_ROUNDED(x) __asm__("" : "+x"(x))
 #elif defined(__clang__) && defined(__aarch64__)
-#define GDNI_ROUNDED(x) __asm__("" : "+w"(x));
+#define GDNI_ROUNDED(x) __asm__("" : "+w"(x))
 #elif defined(__clang__)
 #define GDNI_ROUNDED(x)                                                                                                \
-    {                                                                                                                  \
+    do {                                                                                                               \
         const volatile double rounded = x;                                                                             \
         x = rounded;                                                                                                   \
-    }
+    } while (0)
 #else
-#define GDNI_ROUNDED(x)
+#define GDNI_ROUNDED(x) ((void)0)
 #endif
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC push_options
-#pragma GCC optimize("O2", "fp-contract=off", "no-tree-vectorize")
+#pragma GCC optimize("O2", "fp-contract=off", "no-tree-vectorize", "unswitch-loops")
 #elif defined(_MSC_VER)
 #pragma fp_contract(off)
 #endif
@@ -639,7 +653,7 @@ extern "C" {
 enum {
     GDNI_LANES16 = 16,   /* partial sums of every sum over K outside GDN_STATE_KV */
     GDNI_SLICE = 32,     /* columns of V in one work item */
-    GDNI_RUN = 8,        /* work items that share the preparation of q and k */
+    GDNI_RUN = 8,        /* most work items that share the preparation of q and k */
     GDNI_BLOCK = 32,     /* most tokens prepared at once */
     GDNI_BLOCK_KIB = 64, /* and most memory for them */
     GDNI_TILE_KIB = 32,  /* most memory of a tile */
@@ -702,56 +716,113 @@ static float gdni_round_to_odd(double x) {
     return gdni_float_of(bits | 1u);
 }
 
-static ptrdiff_t gdni_dtype_size(gdn_dtype dtype) { return dtype == GDN_F64 ? 8 : dtype == GDN_F32 ? 4 : 2; }
-
-GDNI_INLINE float gdni_get_f32(const void *data, gdn_dtype dtype, ptrdiff_t i) {
-    uint16_t half;
-    if (dtype == GDN_F32) {
-        float x;
-        memcpy(&x, (const char *)data + i * 4, 4);
-        return x;
+/* Bytes; 0 outside the enumeration. */
+static ptrdiff_t gdni_dtype_size(gdn_dtype dtype) {
+    switch (dtype) {
+    case GDN_F64: return 8;
+    case GDN_F32: return 4;
+    case GDN_BF16:
+    case GDN_F16: return 2;
+    case GDN_DTYPE_NOT_SET: break;
     }
-    memcpy(&half, (const char *)data + i * 2, 2);
-    return dtype == GDN_BF16 ? gdni_float_of((uint32_t)half << 16) : gdni_from_f16(half);
+    return 0;
 }
 
-static double gdni_get_f64(const void *data, gdn_dtype dtype, ptrdiff_t i) {
-    double x;
-    if (dtype != GDN_F64) return (double)gdni_get_f32(data, dtype, i);
-    memcpy(&x, (const char *)data + i * 8, 8);
+/* DO(type) for a dtype of the float32 computation, with its name as a constant. */
+#define GDNI_BY_DTYPE(dtype, DO)                                                                                       \
+    switch (dtype) {                                                                                                   \
+    case GDN_F32: DO(GDN_F32) break;                                                                                   \
+    case GDN_BF16: DO(GDN_BF16) break;                                                                                 \
+    case GDN_F16: DO(GDN_F16) break;                                                                                   \
+    case GDN_F64:                                                                                                      \
+    case GDN_DTYPE_NOT_SET: break;                                                                                     \
+    }
+
+GDNI_INLINE float gdni_get_f32(const void *data, gdn_dtype dtype, ptrdiff_t i) {
+    const char *at = (const char *)data + i * gdni_dtype_size(dtype);
+    uint16_t half = 0;
+    float x = 0;
+    switch (dtype) {
+    case GDN_F32: memcpy(&x, at, sizeof x); break;
+    case GDN_BF16:
+        memcpy(&half, at, sizeof half);
+        x = gdni_float_of((uint32_t)half << 16);
+        break;
+    case GDN_F16:
+        memcpy(&half, at, sizeof half);
+        x = gdni_from_f16(half);
+        break;
+    case GDN_F64:
+    case GDN_DTYPE_NOT_SET: break;
+    }
     return x;
 }
 
-static void gdni_put_f64(void *data, gdn_dtype dtype, ptrdiff_t i, double x) {
-    const float single = dtype == GDN_F32 ? (float)x : gdni_round_to_odd(x);
-    const uint16_t half = dtype == GDN_BF16 ? gdni_to_bf16(single) : gdni_to_f16(single);
+GDNI_INLINE void gdni_put_f32(void *data, gdn_dtype dtype, ptrdiff_t i, float x) {
     char *at = (char *)data + i * gdni_dtype_size(dtype);
+    uint16_t half;
+    switch (dtype) {
+    case GDN_F32: memcpy(at, &x, sizeof x); break;
+    case GDN_BF16:
+        half = gdni_to_bf16(x);
+        memcpy(at, &half, sizeof half);
+        break;
+    case GDN_F16:
+        half = gdni_to_f16(x);
+        memcpy(at, &half, sizeof half);
+        break;
+    case GDN_F64:
+    case GDN_DTYPE_NOT_SET: break;
+    }
+}
+
+GDNI_INLINE double gdni_get_f64(const void *data, gdn_dtype dtype, ptrdiff_t i) {
+    double x;
+    if (dtype != GDN_F64) return (double)gdni_get_f32(data, dtype, i);
+    memcpy(&x, (const char *)data + i * 8, sizeof x);
+    return x;
+}
+
+GDNI_INLINE void gdni_put_f64(void *data, gdn_dtype dtype, ptrdiff_t i, double x) {
     if (dtype == GDN_F64)
-        memcpy(at, &x, 8);
-    else if (dtype == GDN_F32)
-        memcpy(at, &single, 4);
+        memcpy((char *)data + i * 8, &x, sizeof x);
     else
-        memcpy(at, &half, 2);
+        gdni_put_f32(data, dtype, i, dtype == GDN_F32 ? (float)x : gdni_round_to_odd(x));
 }
 
 static int64_t gdni_get_index(const gdn_indices *x, ptrdiff_t row, ptrdiff_t column) {
     const char *data = (const char *)x->data;
     const ptrdiff_t i = row * x->row_stride + column;
-    if (x->dtype == GDN_I32) {
-        int32_t value;
-        memcpy(&value, data + i * 4, 4);
-        return value;
-    } else {
-        int64_t value;
-        memcpy(&value, data + i * 8, 8);
-        return value;
+    int32_t narrow = 0;
+    int64_t wide = 0;
+    switch (x->dtype) {
+    case GDN_I32: memcpy(&narrow, data + i * 4, 4); return narrow;
+    case GDN_I64: memcpy(&wide, data + i * 8, 8); break;
+    case GDN_INDEX_NOT_SET: break;
     }
+    return wide;
 }
 
 /* ---- [RESOLVING] Parameters with every default filled in -------------------------------------------- */
 
 static bool gdni_varlen(const gdn_params *p) { return p->cu_seqlens.data != NULL; }
-static ptrdiff_t gdni_group_size(const gdn_params *p) { return p->num_value_heads / p->num_key_heads; }
+static ptrdiff_t gdni_heads_per_key_head(const gdn_params *p) { return p->num_value_heads / p->num_key_heads; }
+static bool gdni_raw_gates(const gdn_params *p) {
+    switch (p->gate_input) {
+    case GDN_GATE_RAW: return true;
+    case GDN_GATE_LOG:
+    case GDN_GATE_DECAY: break;
+    }
+    return false;
+}
+static bool gdni_vk_states(const gdn_params *p) {
+    switch (p->state_layout) {
+    case GDN_STATE_VK: return true;
+    case GDN_STATE_KV:
+    case GDN_STATE_LAYOUT_NOT_SET: break;
+    }
+    return false;
+}
 static ptrdiff_t gdni_slices(const gdn_params *p) { return (p->head_v_dim - 1) / GDNI_SLICE + 1; }
 static ptrdiff_t gdni_state_size(const gdn_params *p) { return gdni_size_mul(p->head_k_dim, p->head_v_dim); }
 
@@ -901,9 +972,7 @@ enum { GDNI_NUM_ARRAYS = 18 };
 static ptrdiff_t gdni_scratch_bytes(const gdn_params *r);
 
 static ptrdiff_t gdni_element(const gdn_params *r, gdn_dtype dtype) {
-    const bool valid = dtype == GDN_F32 || dtype == GDN_BF16 || dtype == GDN_F16 ||
-                       (dtype == GDN_F64 && r->compute == GDN_COMPUTE_F64);
-    return valid ? gdni_dtype_size(dtype) : 0;
+    return dtype == GDN_F64 && r->compute != GDN_COMPUTE_F64 ? 0 : gdni_dtype_size(dtype);
 }
 
 static gdni_array gdni_tensor_array(const gdn_params *r, const char *name, const gdn_tensor *x, ptrdiff_t batch,
@@ -916,17 +985,21 @@ static gdni_array gdni_tensor_array(const gdn_params *r, const char *name, const
 
 static gdni_array gdni_index_array(const char *name, const gdn_indices *x, ptrdiff_t rows) {
     gdni_array y = {name, x->data, 0, {1, 1, 0}, {0, 0, 0}, x->num_columns, false, false, 0};
-    y.element = x->dtype == GDN_I32 ? 4 : x->dtype == GDN_I64 ? 8 : 0;
+    switch (x->dtype) {
+    case GDN_I32: y.element = 4; break;
+    case GDN_I64: y.element = 8; break;
+    case GDN_INDEX_NOT_SET: break;
+    }
     y.size[2] = rows, y.stride[2] = x->row_stride;
     return y;
 }
 
-/* Every array of the call: first the tensors, then the indices, then the scratch. */
+/* Every array of the call. */
 static void gdni_list_arrays(const gdn_params *r, gdni_array *x) {
     const ptrdiff_t b = r->batch_size, t = r->seq_len, h = r->num_key_heads, hv = r->num_value_heads;
-    const ptrdiff_t k = r->head_k_dim, v = r->head_v_dim, n = r->num_seqs;
+    const ptrdiff_t k = r->head_k_dim, v = r->head_v_dim, n = r->num_seqs, matrix = gdni_state_size(r);
     const ptrdiff_t gates = r->is_kda ? k : 1, betas = r->beta_per_column ? v : 1;
-    const bool raw = r->gate_input == GDN_GATE_RAW, any = t > 0;
+    const bool any = t > 0, raw = any && gdni_raw_gates(r), values = any && !r->homogeneous;
     const gdn_state_pool *pool = &r->initial_state_source;
     const gdn_state_cache *cache = &r->intermediate_states_buffer;
     /* Scratch that is too small is refused later, as such. */
@@ -935,98 +1008,105 @@ static void gdni_list_arrays(const gdn_params *r, gdni_array *x) {
     const gdn_tensor o = gdni_output_tensor(r);
     const gdn_tensor states = {pool->data, pool->dtype, 0, pool->slot_stride, pool->head_stride};
     const gdn_tensor steps = {cache->data, cache->dtype, cache->row_stride, cache->step_stride, cache->head_stride};
-    x[0] = gdni_tensor_array(r, "A_log", &r->A_log, 1, 1, hv, 1, raw && any);
-    x[1] = gdni_tensor_array(r, "a", &r->a, b, t, hv, gates, any);
-    x[2] = gdni_tensor_array(r, "dt_bias", &r->dt_bias, 1, 1, hv, gates, raw && any);
-    x[3] = gdni_tensor_array(r, "q", &r->q, b, t, h, k, any);
-    x[4] = gdni_tensor_array(r, "k", &r->k, b, t, h, k, any);
-    x[5] = gdni_tensor_array(r, "v", &r->v, b, t, hv, v, any && !r->homogeneous);
-    x[6] = gdni_tensor_array(r, "b", &r->b, b, t, hv, betas, false);
-    x[7] = gdni_tensor_array(r, "o", &o, b, t, hv, v, any && !r->homogeneous);
-    x[8] = gdni_tensor_array(r, "initial_state_source", &states, 1, pool->num_states, hv, gdni_state_size(r), false);
-    x[9] = gdni_tensor_array(r, "intermediate_states_buffer", &steps, cache->num_rows, cache->num_steps, hv,
-                             gdni_state_size(r), false);
-    x[7].written = true;
-    x[8].written = gdni_writes_pool(r);
-    x[9].written = true;
-    x[10] = gdni_index_array("cu_seqlens", &r->cu_seqlens, gdni_size_add(n, 1));
-    x[11] = gdni_index_array("initial_state_indices", &r->initial_state_indices, n);
-    x[12] = gdni_index_array("output_state_indices", &r->output_state_indices, n);
-    x[13] = gdni_index_array("intermediate_state_indices", &r->intermediate_state_indices, n);
-    x[14] = gdni_index_array("retrieve_parent_token", &r->retrieve_parent_token, n);
-    x[15] = gdni_index_array("ssm_state_indices", &r->ssm_state_indices, n);
-    x[16] = gdni_index_array("num_accepted_tokens", &r->num_accepted_tokens, n);
-    x[17] = scratch;
+    *x++ = gdni_tensor_array(r, "A_log", &r->A_log, 1, 1, hv, 1, raw);
+    *x++ = gdni_tensor_array(r, "a", &r->a, b, t, hv, gates, any);
+    *x++ = gdni_tensor_array(r, "dt_bias", &r->dt_bias, 1, 1, hv, gates, raw);
+    *x++ = gdni_tensor_array(r, "q", &r->q, b, t, h, k, any);
+    *x++ = gdni_tensor_array(r, "k", &r->k, b, t, h, k, any);
+    *x++ = gdni_tensor_array(r, "v", &r->v, b, t, hv, v, values);
+    *x++ = gdni_tensor_array(r, "b", &r->b, b, t, hv, betas, false);
+    *x = gdni_tensor_array(r, "o", &o, b, t, hv, v, values);
+    x++->written = true;
+    *x = gdni_tensor_array(r, "intermediate_states_buffer", &steps, cache->num_rows, cache->num_steps, hv, matrix,
+                           false);
+    x++->written = true;
+    *x = gdni_tensor_array(r, "initial_state_source", &states, 1, pool->num_states, hv, matrix, false);
+    x++->written = gdni_writes_pool(r);
+    *x++ = gdni_index_array("cu_seqlens", &r->cu_seqlens, gdni_size_add(n, 1));
+    *x++ = gdni_index_array("initial_state_indices", &r->initial_state_indices, n);
+    *x++ = gdni_index_array("output_state_indices", &r->output_state_indices, n);
+    *x++ = gdni_index_array("intermediate_state_indices", &r->intermediate_state_indices, n);
+    *x++ = gdni_index_array("retrieve_parent_token", &r->retrieve_parent_token, n);
+    *x++ = gdni_index_array("ssm_state_indices", &r->ssm_state_indices, n);
+    *x++ = gdni_index_array("num_accepted_tokens", &r->num_accepted_tokens, n);
+    *x = scratch;
 }
 
+/* Both return from the function where they stand. */
+#define GDNI_REFUSE(code, argument, condition)                                                                         \
+    if (condition) return gdni_fail(error, GDN_ERROR_##code, argument)
+#define GDNI_TRY(check)                                                                                                \
+    do {                                                                                                               \
+        const gdn_status status_of_check = check;                                                                      \
+        if (status_of_check != GDN_OK) return status_of_check;                                                         \
+    } while (0)
+
 static gdn_status gdni_check_sizes(const gdn_params *p, gdn_error *error) {
-    if (p->batch_size < 1 || (gdni_varlen(p) && p->batch_size != 1))
-        return gdni_fail(error, GDN_ERROR_SIZE, "batch_size");
-    if (p->seq_len < 0) return gdni_fail(error, GDN_ERROR_SIZE, "seq_len");
-    if (gdni_varlen(p) ? p->num_seqs < 1 : p->num_seqs != 0 && p->num_seqs != p->batch_size)
-        return gdni_fail(error, GDN_ERROR_SIZE, "num_seqs");
-    if (p->num_key_heads < 1) return gdni_fail(error, GDN_ERROR_SIZE, "num_key_heads");
-    if (p->num_value_heads < 1 || p->num_value_heads % p->num_key_heads != 0)
-        return gdni_fail(error, GDN_ERROR_SIZE, "num_value_heads");
-    if (p->head_k_dim < 1) return gdni_fail(error, GDN_ERROR_SIZE, "head_k_dim");
-    if (p->head_v_dim < 1) return gdni_fail(error, GDN_ERROR_SIZE, "head_v_dim");
-    if (p->initial_state_source.data != NULL && p->initial_state_source.num_states < 1)
-        return gdni_fail(error, GDN_ERROR_SIZE, "initial_state_source");
-    if (p->intermediate_states_buffer.data != NULL &&
-        (p->intermediate_states_buffer.num_rows < 1 || p->intermediate_states_buffer.num_steps < 1))
-        return gdni_fail(error, GDN_ERROR_SIZE, "intermediate_states_buffer");
-    if (p->retrieve_parent_token.data != NULL && p->retrieve_parent_token.num_columns < 1)
-        return gdni_fail(error, GDN_ERROR_SIZE, "retrieve_parent_token");
-    if (p->ssm_state_indices.data != NULL && p->ssm_state_indices.num_columns < 1)
-        return gdni_fail(error, GDN_ERROR_SIZE, "ssm_state_indices");
+    GDNI_REFUSE(SIZE, "batch_size", p->batch_size < 1 || (gdni_varlen(p) && p->batch_size != 1));
+    GDNI_REFUSE(SIZE, "seq_len", p->seq_len < 0);
+    GDNI_REFUSE(SIZE, "num_seqs", gdni_varlen(p) ? p->num_seqs < 1 : p->num_seqs != 0 && p->num_seqs != p->batch_size);
+    GDNI_REFUSE(SIZE, "num_key_heads", p->num_key_heads < 1);
+    GDNI_REFUSE(SIZE, "num_value_heads", p->num_value_heads < 1 || p->num_value_heads % p->num_key_heads != 0);
+    GDNI_REFUSE(SIZE, "head_k_dim", p->head_k_dim < 1);
+    GDNI_REFUSE(SIZE, "head_v_dim", p->head_v_dim < 1);
+    GDNI_REFUSE(SIZE, "initial_state_source",
+                p->initial_state_source.data != NULL && p->initial_state_source.num_states < 1);
+    GDNI_REFUSE(SIZE, "intermediate_states_buffer",
+                p->intermediate_states_buffer.data != NULL &&
+                    (p->intermediate_states_buffer.num_rows < 1 || p->intermediate_states_buffer.num_steps < 1));
+    GDNI_REFUSE(SIZE, "retrieve_parent_token",
+                p->retrieve_parent_token.data != NULL && p->retrieve_parent_token.num_columns < 1);
+    GDNI_REFUSE(SIZE, "ssm_state_indices", p->ssm_state_indices.data != NULL && p->ssm_state_indices.num_columns < 1);
     return GDN_OK;
 }
 
 static gdn_status gdni_check_options(const gdn_params *r, gdn_error *error) {
     const bool states = r->initial_state_source.data != NULL || r->intermediate_states_buffer.data != NULL;
-    const struct {
-        const char *name;
-        int value, first, last;
-    } enums[] = {{"state_layout", (int)r->state_layout, states ? (int)GDN_STATE_KV : (int)GDN_STATE_LAYOUT_NOT_SET,
-                  GDN_STATE_VK},
-                 {"padding", (int)r->padding, 0, GDN_PADDING_LEAVE},
-                 {"l2norm_form", (int)r->l2norm_form, 0, GDN_L2NORM_NORM_PLUS_EPS},
-                 {"gate_input", (int)r->gate_input, 0, GDN_GATE_DECAY},
-                 {"beta_input", (int)r->beta_input, 0, GDN_BETA_GIVEN},
-                 {"head_map", (int)r->head_map, 0, GDN_HEADS_TILED},
-                 {"compute", (int)r->compute, 0, GDN_COMPUTE_F64},
-                 {"isa", (int)r->isa, 0, GDN_NUM_ISAS - 1}};
-    for (size_t i = 0; i < sizeof enums / sizeof enums[0]; i++)
-        if (enums[i].value < enums[i].first || enums[i].value > enums[i].last)
-            return gdni_fail(error, GDN_ERROR_ENUM, enums[i].name);
+    bool valid;
+    /* clang-format off: a table */
+#define GDNI_CASE(code) case code:
+#define GDNI_ONE_OF(field, cases)                                                                                      \
+    valid = false;                                                                                                     \
+    switch (r->field) { cases valid = true; }                                                                          \
+    if (!valid) return gdni_fail(error, GDN_ERROR_ENUM, #field);
+    GDNI_ONE_OF(state_layout, GDNI_CASE(GDN_STATE_LAYOUT_NOT_SET) GDNI_CASE(GDN_STATE_KV) GDNI_CASE(GDN_STATE_VK))
+    GDNI_ONE_OF(padding, GDNI_CASE(GDN_PADDING_COMPUTE) GDNI_CASE(GDN_PADDING_ZERO) GDNI_CASE(GDN_PADDING_LEAVE))
+    GDNI_ONE_OF(l2norm_form, GDNI_CASE(GDN_L2NORM_SUM_PLUS_EPS) GDNI_CASE(GDN_L2NORM_MEAN_PLUS_EPS)
+                                 GDNI_CASE(GDN_L2NORM_MAX_NORM_EPS) GDNI_CASE(GDN_L2NORM_NORM_PLUS_EPS))
+    GDNI_ONE_OF(gate_input, GDNI_CASE(GDN_GATE_RAW) GDNI_CASE(GDN_GATE_LOG) GDNI_CASE(GDN_GATE_DECAY))
+    GDNI_ONE_OF(beta_input, GDNI_CASE(GDN_BETA_RAW) GDNI_CASE(GDN_BETA_GIVEN))
+    GDNI_ONE_OF(head_map, GDNI_CASE(GDN_HEADS_GROUPED) GDNI_CASE(GDN_HEADS_TILED))
+    GDNI_ONE_OF(compute, GDNI_CASE(GDN_COMPUTE_F32) GDNI_CASE(GDN_COMPUTE_F64))
+#undef GDNI_ONE_OF
+#undef GDNI_CASE
+    /* clang-format on */
+    GDNI_REFUSE(ENUM, "isa", (int)r->isa < 0 || (int)r->isa >= GDN_NUM_ISAS);
+    GDNI_REFUSE(ENUM, "state_layout", states && r->state_layout == GDN_STATE_LAYOUT_NOT_SET);
 
     /* Written so that a NaN fails. */
-    if (!(r->scale > 0 && r->scale <= DBL_MAX)) return gdni_fail(error, GDN_ERROR_VALUE, "scale");
-    if (!(r->l2norm_eps > 0 && r->l2norm_eps <= DBL_MAX)) return gdni_fail(error, GDN_ERROR_VALUE, "l2norm_eps");
-    if (!(r->softplus_beta > 0 && r->softplus_beta <= DBL_MAX))
-        return gdni_fail(error, GDN_ERROR_VALUE, "softplus_beta");
-    if (r->softplus_threshold != r->softplus_threshold) return gdni_fail(error, GDN_ERROR_VALUE, "softplus_threshold");
-    if (r->has_lower_bound && !(r->lower_bound <= 0 && r->lower_bound >= -DBL_MAX))
-        return gdni_fail(error, GDN_ERROR_VALUE, "lower_bound");
+    GDNI_REFUSE(VALUE, "scale", !(r->scale > 0 && r->scale <= DBL_MAX));
+    GDNI_REFUSE(VALUE, "l2norm_eps", !(r->l2norm_eps > 0 && r->l2norm_eps <= DBL_MAX));
+    GDNI_REFUSE(VALUE, "softplus_beta", !(r->softplus_beta > 0 && r->softplus_beta <= DBL_MAX));
+    GDNI_REFUSE(VALUE, "softplus_threshold", r->softplus_threshold != r->softplus_threshold);
+    GDNI_REFUSE(VALUE, "lower_bound", r->has_lower_bound && !(r->lower_bound <= 0 && r->lower_bound >= -DBL_MAX));
 
-    if (r->has_lower_bound && r->gate_input != GDN_GATE_RAW)
-        return gdni_fail(error, GDN_ERROR_COMBINATION, "has_lower_bound");
-    if (r->beta_per_column && r->b.data == NULL) return gdni_fail(error, GDN_ERROR_COMBINATION, "beta_per_column");
-    if (r->homogeneous && (r->v.data != NULL || r->o.data != NULL || r->beta_per_column))
-        return gdni_fail(error, GDN_ERROR_COMBINATION, "homogeneous");
-    if (r->num_accepted_tokens.data != NULL && r->ssm_state_indices.data == NULL)
-        return gdni_fail(error, GDN_ERROR_COMBINATION, "num_accepted_tokens");
-    if (r->ssm_state_indices.data != NULL &&
-        (r->initial_state_indices.data != NULL || r->output_state_indices.data != NULL))
-        return gdni_fail(error, GDN_ERROR_COMBINATION, "ssm_state_indices");
-    if (r->initial_state_source.data == NULL &&
-        (r->initial_state_indices.data != NULL || r->output_state_indices.data != NULL ||
-         r->ssm_state_indices.data != NULL))
-        return gdni_fail(error, GDN_ERROR_NULL, "initial_state_source");
-    if (r->intermediate_states_buffer.data == NULL &&
-        (r->intermediate_state_indices.data != NULL || r->retrieve_parent_token.data != NULL))
-        return gdni_fail(error, GDN_ERROR_NULL, "intermediate_states_buffer");
-    if (r->compute == GDN_COMPUTE_F32 && !gdn_isa_supported(r->isa)) return gdni_fail(error, GDN_ERROR_ISA, "isa");
+    GDNI_REFUSE(COMBINATION, "has_lower_bound", r->has_lower_bound && !gdni_raw_gates(r));
+    GDNI_REFUSE(COMBINATION, "beta_per_column", r->beta_per_column && r->b.data == NULL);
+    GDNI_REFUSE(COMBINATION, "homogeneous",
+                r->homogeneous && (r->v.data != NULL || r->o.data != NULL || r->beta_per_column));
+    GDNI_REFUSE(COMBINATION, "num_accepted_tokens",
+                r->num_accepted_tokens.data != NULL && r->ssm_state_indices.data == NULL);
+    GDNI_REFUSE(COMBINATION, "ssm_state_indices",
+                r->ssm_state_indices.data != NULL &&
+                    (r->initial_state_indices.data != NULL || r->output_state_indices.data != NULL));
+    GDNI_REFUSE(NULL, "initial_state_source",
+                r->initial_state_source.data == NULL &&
+                    (r->initial_state_indices.data != NULL || r->output_state_indices.data != NULL ||
+                     r->ssm_state_indices.data != NULL));
+    GDNI_REFUSE(NULL, "intermediate_states_buffer",
+                r->intermediate_states_buffer.data == NULL &&
+                    (r->intermediate_state_indices.data != NULL || r->retrieve_parent_token.data != NULL));
+    GDNI_REFUSE(ISA, "isa", r->compute == GDN_COMPUTE_F32 && !gdn_isa_supported(r->isa));
     return GDN_OK;
 }
 
@@ -1068,22 +1148,16 @@ static bool gdni_disjoint(const gdni_array *x, const gdni_array *y) {
 }
 
 static gdn_status gdni_check_arrays(const gdn_params *r, gdn_error *error) {
-    static const int written[] = {7, 9, 8, 17}; /* o, cache, pool, scratch: of two, the first is named */
     gdni_array x[GDNI_NUM_ARRAYS];
-    gdn_status status = GDN_OK;
     gdni_list_arrays(r, x);
-    for (int i = 0; i < GDNI_NUM_ARRAYS && status == GDN_OK; i++) status = gdni_check_array(&x[i], error);
-    if (status != GDN_OK) return status;
-    if (r->A_log.data != NULL && (r->A_log.batch_stride != 0 || r->A_log.token_stride != 0))
-        return gdni_fail(error, GDN_ERROR_STRIDE, "A_log");
-    if (r->dt_bias.data != NULL && (r->dt_bias.batch_stride != 0 || r->dt_bias.token_stride != 0))
-        return gdni_fail(error, GDN_ERROR_STRIDE, "dt_bias");
-    for (int i = 0; i < 4; i++)
-        for (int j = 0; j < GDNI_NUM_ARRAYS; j++) {
-            const gdni_array *y = &x[written[i]];
-            if (y != &x[j] && y->data != NULL && x[j].data != NULL && y->written && !gdni_disjoint(y, &x[j]))
-                return gdni_fail(error, GDN_ERROR_OVERLAP, y->name);
-        }
+    for (int i = 0; i < GDNI_NUM_ARRAYS; i++) GDNI_TRY(gdni_check_array(&x[i], error));
+    GDNI_REFUSE(STRIDE, "A_log", r->A_log.data != NULL && (r->A_log.batch_stride != 0 || r->A_log.token_stride != 0));
+    GDNI_REFUSE(STRIDE, "dt_bias",
+                r->dt_bias.data != NULL && (r->dt_bias.batch_stride != 0 || r->dt_bias.token_stride != 0));
+    for (int i = 0; i < GDNI_NUM_ARRAYS; i++) /* of two that are written, the first is named */
+        for (int j = 0; j < GDNI_NUM_ARRAYS && x[i].written; j++)
+            if (i != j && x[i].data != NULL && x[j].data != NULL && !gdni_disjoint(&x[i], &x[j]))
+                return gdni_fail(error, GDN_ERROR_OVERLAP, x[i].name);
     return GDN_OK;
 }
 
@@ -1141,102 +1215,122 @@ static gdn_status gdni_check_steps(const gdn_params *r, gdn_error *error) {
     return GDN_OK;
 }
 
-/* What sequence n writes after step t: a slot of the pool, or (cache) a row, once. -1: nothing. */
-static int64_t gdni_written(const gdn_params *r, bool cache, const gdni_sequence *s, ptrdiff_t n, ptrdiff_t t) {
-    return cache ? (t == s->length - 1 ? s->row : -1) : gdni_step_slot(r, s, n, t);
-}
-
-/* The first step after which a sequence may write: the last one, except with per-step slots. */
-static ptrdiff_t gdni_first_write(const gdn_params *r, bool cache, const gdni_sequence *s) {
-    return s->length == 0 || (!cache && r->ssm_state_indices.data != NULL) ? 0 : s->length - 1;
+/* The first step after which a sequence may write a slot: the last one, except with per-step slots. */
+static ptrdiff_t gdni_first_write(const gdn_params *r, const gdni_sequence *s) {
+    return s->length == 0 || r->ssm_state_indices.data != NULL ? 0 : s->length - 1;
 }
 
 /* First t at which sequence n writes `slot`, or -1. */
-static ptrdiff_t gdni_find_write(const gdn_params *r, bool cache, ptrdiff_t n, int64_t slot) {
+static ptrdiff_t gdni_find_write(const gdn_params *r, ptrdiff_t n, int64_t slot) {
     const gdni_sequence s = gdni_get_sequence(r, n);
-    for (ptrdiff_t t = gdni_first_write(r, cache, &s); t < s.length; t++)
-        if (gdni_written(r, cache, &s, n, t) == slot) return t;
+    for (ptrdiff_t t = gdni_first_write(r, &s); t < s.length; t++)
+        if (gdni_step_slot(r, &s, n, t) == slot) return t;
     return -1;
 }
 
-/* Sequences n and m meet in a slot that m writes at step t. The later one is named, by its own index array. */
-static gdn_status gdni_conflict(const gdn_params *r, bool cache, bool n_reads, ptrdiff_t n, ptrdiff_t n_step,
-                                ptrdiff_t m, ptrdiff_t m_step, gdn_error *error) {
-    const bool steps = !cache && r->ssm_state_indices.data != NULL;
-    const ptrdiff_t columns = r->ssm_state_indices.num_columns;
-    const ptrdiff_t n_place = steps ? n * columns + n_step : n, m_place = steps ? m * columns + m_step : m;
-    const bool later_reads = n_reads && n > m;
-    const char *name = cache                                                  ? "intermediate_state_indices"
-                       : steps                                                ? "ssm_state_indices"
-                       : !later_reads && r->output_state_indices.data != NULL ? "output_state_indices"
-                       : r->initial_state_indices.data != NULL                ? "initial_state_indices"
-                                                                              : "initial_state_source";
-    return gdni_fail_at(error, GDN_ERROR_CONFLICT, name, n > m ? n_place : m_place, n > m ? m_place : n_place);
+/* Sequence n writes `slot` at step t, or reads it (t = -1), and another one writes it. The later of the two is named,
+ * by its own index array. */
+static gdn_status gdni_conflict(const gdn_params *r, ptrdiff_t n, ptrdiff_t t, int64_t slot, gdn_error *error) {
+    const bool steps = r->ssm_state_indices.data != NULL;
+    const bool accepted = t < 0 && r->num_accepted_tokens.data != NULL;
+    ptrdiff_t m = 0, m_step, place = n, other;
+    while (m == n || (m_step = gdni_find_write(r, m, slot)) < 0) m++;
+    other = m;
+    if (steps) {
+        const ptrdiff_t start = accepted ? (ptrdiff_t)gdni_get_index(&r->num_accepted_tokens, n, 0) - 1 : 0;
+        place = n * r->ssm_state_indices.num_columns + (t < 0 ? start : t);
+        other = m * r->ssm_state_indices.num_columns + m_step;
+    }
+    return gdni_fail_at(error, GDN_ERROR_CONFLICT,
+                        steps                                                       ? "ssm_state_indices"
+                        : (t >= 0 || n < m) && r->output_state_indices.data != NULL ? "output_state_indices"
+                        : r->initial_state_indices.data != NULL                     ? "initial_state_indices"
+                                                                                    : "initial_state_source",
+                        n > m ? place : other, n > m ? other : place);
 }
 
-/* No two sequences write one slot, and none reads what another writes. Written slots are marked in a table of bits:
- * a small pool has a bit for each slot, a large one hashes its slots, a few at a time, and looks again where two meet.
+/* Which of the slots from `first` on are written, a window of them at a time. */
+enum { GDNI_WINDOW = 65536 };
+typedef struct gdni_window {
+    int64_t first, next; /* next: the first slot behind the window that is written, or INT64_MAX */
+    uint32_t bits[GDNI_WINDOW / 32];
+} gdni_window;
+
+static bool gdni_marked(const gdni_window *x, int64_t slot) {
+    const int64_t i = slot - x->first;
+    return i >= 0 && i < GDNI_WINDOW && (x->bits[i / 32] >> i % 32 & 1u) != 0;
+}
+
+static void gdni_mark(gdni_window *x, int64_t slot) {
+    const int64_t i = slot - x->first;
+    if (i >= GDNI_WINDOW && slot < x->next) x->next = slot;
+    if (i >= 0 && i < GDNI_WINDOW) x->bits[i / 32] |= (uint32_t)1 << i % 32;
+}
+
+static void gdni_open_window(gdni_window *x, int64_t first) {
+    memset(x, 0, sizeof *x);
+    x->first = first, x->next = INT64_MAX;
+}
+
+/* No two sequences write one slot, and none reads what another writes. A slot may come several times in one sequence.
  */
-static gdn_status gdni_check_conflicts(const gdn_params *r, bool cache, gdn_error *error) {
-    enum { BITS = 65536, AT_A_TIME = 512 };
-    const bool steps = !cache && r->ssm_state_indices.data != NULL;
-    const bool dense = (cache ? r->intermediate_states_buffer.num_rows : r->initial_state_source.num_states) <= BITS;
-    const ptrdiff_t writes = gdni_size_mul(r->num_seqs, steps ? r->ssm_state_indices.num_columns : 1);
-    const uint64_t passes = dense ? 1 : (uint64_t)(writes / AT_A_TIME + 1), factor = dense ? 1 : 0x9e3779b97f4a7c15u;
-    uint32_t bits[BITS / 32];
-    for (uint64_t pass = 0; pass < passes; pass++) {
-        memset(bits, 0, sizeof bits);
+static gdn_status gdni_check_slots(const gdn_params *r, gdn_error *error) {
+    gdni_window window;
+    for (int64_t first = 0; first < INT64_MAX; first = window.next) {
+        gdni_open_window(&window, first);
         for (ptrdiff_t n = 0; n < r->num_seqs; n++) {
             const gdni_sequence s = gdni_get_sequence(r, n);
-            for (ptrdiff_t t = gdni_first_write(r, cache, &s); t < s.length; t++) {
-                const int64_t slot = gdni_written(r, cache, &s, n, t);
-                const uint64_t hash = (uint64_t)slot * factor, bit = dense ? hash : hash >> 48;
-                if (slot < 0 || hash % passes != pass) continue;
-                if (bits[bit / 32] >> bit % 32 & 1u)
-                    for (ptrdiff_t m = 0; m < n; m++) {
-                        const ptrdiff_t step = gdni_find_write(r, cache, m, slot);
-                        if (step >= 0) return gdni_conflict(r, cache, false, n, t, m, step, error);
-                    }
-                bits[bit / 32] |= (uint32_t)1 << bit % 32;
-            }
+            for (ptrdiff_t t = gdni_first_write(r, &s); t < s.length; t++)
+                if (gdni_marked(&window, gdni_step_slot(r, &s, n, t)))
+                    return gdni_conflict(r, n, t, gdni_step_slot(r, &s, n, t), error);
+            for (ptrdiff_t t = gdni_first_write(r, &s); t < s.length; t++)
+                gdni_mark(&window, gdni_step_slot(r, &s, n, t));
         }
-        for (ptrdiff_t n = 0; n < r->num_seqs && !cache; n++) {
+        for (ptrdiff_t n = 0; n < r->num_seqs; n++) {
             const gdni_sequence s = gdni_get_sequence(r, n);
-            const uint64_t hash = (uint64_t)s.read * factor, bit = dense ? hash : hash >> 48;
-            if (s.length == 0 || s.read < 0 || hash % passes != pass || !(bits[bit / 32] >> bit % 32 & 1u)) continue;
-            if (gdni_find_write(r, false, n, s.read) >= 0) continue;
-            for (ptrdiff_t m = 0; m < r->num_seqs; m++) {
-                const ptrdiff_t step = gdni_find_write(r, false, m, s.read);
-                const ptrdiff_t start = r->num_accepted_tokens.data == NULL
-                                            ? 0
-                                            : (ptrdiff_t)gdni_get_index(&r->num_accepted_tokens, n, 0) - 1;
-                if (step >= 0) return gdni_conflict(r, false, true, n, start, m, step, error);
+            if (s.length > 0 && gdni_marked(&window, s.read) && gdni_find_write(r, n, s.read) < 0)
+                return gdni_conflict(r, n, -1, s.read, error);
+        }
+    }
+    return GDN_OK;
+}
+
+/* No two sequences write one row of the cache. */
+static gdn_status gdni_check_rows(const gdn_params *r, gdn_error *error) {
+    gdni_window window;
+    for (int64_t first = 0; first < INT64_MAX; first = window.next) {
+        gdni_open_window(&window, first);
+        for (ptrdiff_t n = 0; n < r->num_seqs; n++) {
+            const gdni_sequence s = gdni_get_sequence(r, n);
+            if (s.length == 0) continue;
+            for (ptrdiff_t m = 0; gdni_marked(&window, s.row); m++) {
+                const gdni_sequence other = gdni_get_sequence(r, m);
+                if (other.length > 0 && other.row == s.row)
+                    return gdni_fail_at(error, GDN_ERROR_CONFLICT, "intermediate_state_indices", n, m);
             }
+            gdni_mark(&window, s.row);
         }
     }
     return GDN_OK;
 }
 
 static gdn_status gdni_check_sequences(const gdn_params *r, gdn_error *error) {
-    const ptrdiff_t n = r->num_seqs, slots = r->initial_state_source.num_states;
-    const ptrdiff_t rows = r->intermediate_states_buffer.num_rows;
-    gdn_status status = gdni_check_cu_seqlens(r, error);
-    if (status == GDN_OK)
-        status = gdni_check_range(r, &r->initial_state_indices, "initial_state_indices", slots, error);
-    if (status == GDN_OK) status = gdni_check_range(r, &r->output_state_indices, "output_state_indices", slots, error);
-    if (status == GDN_OK) status = gdni_check_range(r, &r->ssm_state_indices, "ssm_state_indices", slots, error);
-    if (status == GDN_OK)
-        status = gdni_check_range(r, &r->intermediate_state_indices, "intermediate_state_indices", rows, error);
-    if (status != GDN_OK) return status;
-    if (r->initial_state_source.data != NULL && r->initial_state_indices.data == NULL &&
-        r->ssm_state_indices.data == NULL && slots < n)
+    const bool pool = r->initial_state_source.data != NULL, cache = r->intermediate_states_buffer.data != NULL;
+    const bool identity = r->initial_state_indices.data == NULL && r->ssm_state_indices.data == NULL;
+    const ptrdiff_t slots = r->initial_state_source.num_states, rows = r->intermediate_states_buffer.num_rows;
+    GDNI_TRY(gdni_check_cu_seqlens(r, error));
+    GDNI_TRY(gdni_check_range(r, &r->initial_state_indices, "initial_state_indices", slots, error));
+    GDNI_TRY(gdni_check_range(r, &r->output_state_indices, "output_state_indices", slots, error));
+    GDNI_TRY(gdni_check_range(r, &r->ssm_state_indices, "ssm_state_indices", slots, error));
+    GDNI_TRY(gdni_check_range(r, &r->intermediate_state_indices, "intermediate_state_indices", rows, error));
+    if (pool && identity && slots < r->num_seqs)
         return gdni_fail_at(error, GDN_ERROR_INDEX, "initial_state_source", slots, -1);
-    if (r->intermediate_states_buffer.data != NULL && r->intermediate_state_indices.data == NULL && rows < n)
+    if (cache && r->intermediate_state_indices.data == NULL && rows < r->num_seqs)
         return gdni_fail_at(error, GDN_ERROR_INDEX, "intermediate_states_buffer", rows, -1);
-    status = gdni_check_steps(r, error);
-    if (status == GDN_OK && gdni_writes_pool(r)) status = gdni_check_conflicts(r, false, error);
-    if (status == GDN_OK && r->intermediate_state_indices.data != NULL) status = gdni_check_conflicts(r, true, error);
-    return status;
+    GDNI_TRY(gdni_check_steps(r, error));
+    if (gdni_writes_pool(r)) GDNI_TRY(gdni_check_slots(r, error));
+    if (r->intermediate_state_indices.data != NULL) GDNI_TRY(gdni_check_rows(r, error));
+    return GDN_OK;
 }
 
 /* ---- [ITEMS] Where a work item lies, and the memory it touches ---------------------------------------- */
@@ -1247,11 +1341,14 @@ typedef struct gdni_item {
 } gdni_item;
 
 static gdni_item gdni_get_item(const gdn_params *r, ptrdiff_t i) {
-    const ptrdiff_t slices = gdni_slices(r), group = gdni_group_size(r);
-    const ptrdiff_t position = i / slices % r->num_value_heads, member = position % group;
-    const ptrdiff_t c0 = i % slices * GDNI_SLICE, c1 = gdni_min(c0 + GDNI_SLICE, r->head_v_dim);
-    gdni_item x = {i / slices / r->num_value_heads, position / group, position, c0, c1};
-    if (r->head_map == GDN_HEADS_TILED) x.value_head = member * r->num_key_heads + x.key_head;
+    const ptrdiff_t slices = gdni_slices(r), per_key_head = gdni_heads_per_key_head(r);
+    const ptrdiff_t position = i / slices % r->num_value_heads, c0 = i % slices * GDNI_SLICE;
+    gdni_item x = {i / slices / r->num_value_heads, position / per_key_head, position, c0,
+                   gdni_min(c0 + GDNI_SLICE, r->head_v_dim)};
+    switch (r->head_map) {
+    case GDN_HEADS_GROUPED: break;
+    case GDN_HEADS_TILED: x.value_head = position % per_key_head * r->num_key_heads + x.key_head; break;
+    }
     return x;
 }
 
@@ -1259,26 +1356,14 @@ static ptrdiff_t gdni_offset(const gdn_tensor *x, const gdni_sequence *s, ptrdif
     return s->batch * x->batch_stride + (s->begin + t) * x->token_stride + head * x->head_stride;
 }
 
-static ptrdiff_t gdni_output_offset(const gdn_params *r, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t head) {
-    const gdn_tensor o = gdni_output_tensor(r);
-    return gdni_offset(&o, s, t, head);
-}
-
-static char *gdni_output_row(const gdn_params *r, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t head) {
-    return (char *)r->o.data + gdni_output_offset(r, s, t, head) * gdni_dtype_size(r->o.dtype);
-}
-
 static const void *gdni_row(const gdn_tensor *x, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t head) {
     return (const char *)x->data + gdni_offset(x, s, t, head) * gdni_dtype_size(x->dtype);
 }
 
-/* Asks for `bytes` from p on. */
-static void gdni_prefetch(const char *p, ptrdiff_t bytes) {
-#if defined(__GNUC__)
-    for (ptrdiff_t i = 0; i < bytes; i += GDNI_ALIGNMENT) __builtin_prefetch(p + i, 0, 2); /* second level */
-#else
-    (void)p, (void)bytes;
-#endif
+/* The row of the output, from column c on. */
+static char *gdni_output_row(const gdn_params *r, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t head, ptrdiff_t c) {
+    const gdn_tensor o = gdni_output_tensor(r);
+    return (char *)r->o.data + (gdni_offset(&o, s, t, head) + c) * gdni_dtype_size(o.dtype);
 }
 
 /* One state matrix, in a pool or in the step cache; data NULL: zeros to read, nowhere to write. */
@@ -1315,8 +1400,11 @@ static double gdni_reference_decay(const gdn_params *r, const gdni_sequence *s, 
                                    ptrdiff_t i) {
     const double a = gdni_get_f64(gdni_row(&r->a, s, t, hv), r->a.dtype, i);
     double x, A, g;
-    if (r->gate_input == GDN_GATE_DECAY) return a;
-    if (r->gate_input == GDN_GATE_LOG) return exp(a);
+    switch (r->gate_input) {
+    case GDN_GATE_DECAY: return a;
+    case GDN_GATE_LOG: return exp(a);
+    case GDN_GATE_RAW: break;
+    }
     x = a + gdni_get_f64(r->dt_bias.data, r->dt_bias.dtype, hv * r->dt_bias.head_stride + i);
     A = exp(gdni_get_f64(r->A_log.data, r->A_log.dtype, hv * r->A_log.head_stride));
     if (r->has_lower_bound)
@@ -1332,7 +1420,10 @@ static double gdni_reference_beta(const gdn_params *r, const gdni_sequence *s, p
     double beta = 1.0;
     if (r->b.data != NULL) {
         beta = gdni_get_f64(gdni_row(&r->b, s, t, hv), r->b.dtype, r->beta_per_column ? c : 0);
-        if (r->beta_input == GDN_BETA_RAW) beta = gdni_reference_sigmoid(beta);
+        switch (r->beta_input) {
+        case GDN_BETA_RAW: beta = gdni_reference_sigmoid(beta); break;
+        case GDN_BETA_GIVEN: break;
+        }
     }
     return r->allow_neg_eigval ? 2.0 * beta : beta;
 }
@@ -1345,18 +1436,10 @@ static void gdni_reference_row(const gdn_params *r, const gdn_tensor *x, const g
         sum += y[i] * y[i];
     }
     if (r->use_qk_l2norm_in_kernel) switch (r->l2norm_form) {
-        case GDN_L2NORM_SUM_PLUS_EPS:
-            norm = sqrt(sum + r->l2norm_eps);
-            break;
-        case GDN_L2NORM_MEAN_PLUS_EPS:
-            norm = sqrt(sum + (double)r->head_k_dim * r->l2norm_eps);
-            break;
-        case GDN_L2NORM_MAX_NORM_EPS:
-            norm = sqrt(sum) > r->l2norm_eps ? sqrt(sum) : r->l2norm_eps;
-            break;
-        case GDN_L2NORM_NORM_PLUS_EPS:
-            norm = sqrt(sum) + r->l2norm_eps;
-            break;
+        case GDN_L2NORM_SUM_PLUS_EPS: norm = sqrt(sum + r->l2norm_eps); break;
+        case GDN_L2NORM_MEAN_PLUS_EPS: norm = sqrt(sum + (double)r->head_k_dim * r->l2norm_eps); break;
+        case GDN_L2NORM_MAX_NORM_EPS: norm = sqrt(sum) > r->l2norm_eps ? sqrt(sum) : r->l2norm_eps; break;
+        case GDN_L2NORM_NORM_PLUS_EPS: norm = sqrt(sum) + r->l2norm_eps; break;
         }
     for (ptrdiff_t i = 0; i < r->head_k_dim; i++) y[i] = y[i] / norm * scale;
 }
@@ -1367,7 +1450,7 @@ static void gdni_reference_state(const gdn_params *r, gdni_matrix m, ptrdiff_t c
     const ptrdiff_t K = r->head_k_dim, V = r->head_v_dim;
     for (ptrdiff_t i = 0; i < K; i++)
         for (ptrdiff_t c = c0; c < c1; c++) {
-            const ptrdiff_t at = r->state_layout == GDN_STATE_KV ? i * V + c : c * K + i;
+            const ptrdiff_t at = gdni_vk_states(r) ? c * K + i : i * V + c;
             double *x = &S[i * GDNI_SLICE + c - c0];
             if (!store)
                 *x = m.data == NULL ? 0.0 : gdni_get_f64(m.data, m.dtype, at);
@@ -1398,7 +1481,7 @@ static void gdni_reference_item(const gdn_params *r, const gdni_item *x, const g
             d = gdni_reference_beta(r, s, t, hv, c) * (v - kS);
             for (ptrdiff_t i = 0; i < K; i++) column[i * GDNI_SLICE] += k[i] * d;
             for (ptrdiff_t i = 0; i < K; i++) o += q[i] * column[i * GDNI_SLICE];
-            gdni_put_f64(r->o.data, r->o.dtype, gdni_output_offset(r, s, t, hv) + c, o);
+            gdni_put_f64(gdni_output_row(r, s, t, hv, c), r->o.dtype, 0, o);
         }
         gdni_reference_state(r, gdni_cache_matrix(r, s->row, t, hv), c0, c1, true, S);
         gdni_reference_state(r, gdni_pool_matrix(r, gdni_step_slot(r, s, x->n, t), hv), c0, c1, true, S);
@@ -1409,146 +1492,73 @@ static void gdni_reference_item(const gdn_params *r, const gdni_item *x, const g
 
 /* True if items first to last of sequence s are done without computing: empty, or padding that is not computed. */
 static bool gdni_skip(const gdn_params *r, const gdni_sequence *s, ptrdiff_t first, ptrdiff_t last) {
-    const ptrdiff_t element = gdni_dtype_size(r->o.dtype);
     if (s->length == 0) return true;
-    if (!s->padding || r->padding == GDN_PADDING_COMPUTE) return false;
-    for (ptrdiff_t i = first; i < last && r->padding == GDN_PADDING_ZERO; i++) {
-        const gdni_item x = gdni_get_item(r, i);
-        for (ptrdiff_t t = 0; t < s->length; t++)
-            memset((char *)r->o.data + (gdni_output_offset(r, s, t, x.value_head) + x.c0) * element, 0,
-                   (size_t)((x.c1 - x.c0) * element));
+    if (!s->padding) return false;
+    switch (r->padding) {
+    case GDN_PADDING_COMPUTE: return false;
+    case GDN_PADDING_ZERO:
+        for (ptrdiff_t i = first; i < last; i++) {
+            const gdni_item x = gdni_get_item(r, i);
+            for (ptrdiff_t t = 0; t < s->length; t++)
+                memset(gdni_output_row(r, s, t, x.value_head, x.c0), 0,
+                       (size_t)((x.c1 - x.c0) * gdni_dtype_size(r->o.dtype)));
+        }
+        return true;
+    case GDN_PADDING_LEAVE: return true;
     }
-    return true;
+    return false;
 }
 
 /* ---- [SCRATCH] The float32 computation's memory -------------------------------------------------------- */
 
-/* Rows of K floats are padded to kp = a multiple of sixteen with zeros. A tile holds the state columns of one
- * segment: consecutive items of one value head. */
+/* Name, floats, whether it starts as zeros: vectors read past the columns and tokens in use. Rows of K floats are
+ * padded to kp, a multiple of sixteen, with zeros; columns are those of a run, `gates` rows of the gates. */
+#define GDNI_WORKSPACE(X)                                                                                              \
+    X(q, rows, false) /* [block + 1][kp], normalised and scaled */                                                     \
+    X(k, rows, false)                                                                                                  \
+    X(decay, gates, false) /* decay, decay*k, decay*q. KDA: [block + 1][kp]; else one row */                           \
+    X(kd, gates, false)                                                                                                \
+    X(qd, gates, false)                                                                                                \
+    X(bias, kp, false) /* KDA: dt_bias of a head; else sixteen times the same */                                       \
+    X(qk, block + 16, true)                                                                                            \
+    X(gate, block + 16, true)                                                                                          \
+    X(beta, block + 16, true)                                                                                          \
+    X(transposed, gdni_size_mul(4, kp), false) /* rows of a GDN_STATE_VK matrix */                                     \
+    X(A, columns, true)                                                                                                \
+    X(B, columns, true)                                                                                                \
+    X(d, columns, true)                                                                                                \
+    X(v, (block * columns), false) /* [block][columns] */                                                              \
+    X(o, (block * columns), false)                                                                                     \
+    X(tiles, gdni_size_mul(columns, kp), false) /* of each strip its tiles, one after the other */
+
 typedef struct gdni_workspace {
-    ptrdiff_t kp, block, columns; /* floats in a K row, tokens in a block, columns in a run */
-    float *q, *k;                 /* [block + 1][kp], normalised; q scaled */
-    float *decay, *kd, *qd;       /* decay, decay*k, decay*q. KDA: [block + 1][kp]; else one row */
-    float *qk, *gate, *beta;      /* [block + 16] */
-    float *bias;                  /* KDA: [kp]; else [16], all the same */
-    float *rows;                  /* [4][kp] of a GDN_STATE_VK matrix */
-    float *A, *B, *d;             /* [columns] */
-    float *v, *o;                 /* [block][columns] */
-    float *tiles;                 /* [columns * kp] */
+    ptrdiff_t kp, block, columns; /* floats in a K row, tokens in a block, columns of a run */
+#define GDNI_MEMBER(name, count, zeros) float *name;
+    GDNI_WORKSPACE(GDNI_MEMBER)
+#undef GDNI_MEMBER
 } gdni_workspace;
 
-/* Columns c0 to c1 of one value head: their state, their sums, and their v and o as rows of `pitch` floats for each
- * token. */
-typedef struct gdni_segment {
-    ptrdiff_t value_head, c0, c1, pitch;
-    float *tile, *v, *o, *A, *B;
-} gdni_segment;
-
-/* Consecutive items of one sequence and key head, at most GDNI_RUN: they share the prepared q and k. */
-typedef struct gdni_group {
-    gdni_sequence s;
-    ptrdiff_t n, key_head, end; /* end: the item after its last */
-    int num_heads;
-    gdni_segment heads[GDNI_RUN];
-} gdni_group;
-
-/* The group that starts with item `first`, of those before `last`. */
-GDNI_INLINE gdni_group gdni_get_group(const gdn_params *r, ptrdiff_t first, ptrdiff_t last, const gdni_workspace *w) {
-    const ptrdiff_t per_key_head = gdni_group_size(r) * gdni_slices(r);
-    const gdni_item start = gdni_get_item(r, first);
-    gdni_group g;
-    memset(&g, 0, sizeof g);
-    g.s = gdni_get_sequence(r, start.n);
-    g.n = start.n, g.key_head = start.key_head;
-    g.end = gdni_min(gdni_min(first + GDNI_RUN, (first / per_key_head + 1) * per_key_head), last);
-    for (ptrdiff_t i = first, stop; i < g.end; i = stop) {
-        const gdni_item x = gdni_get_item(r, i);
-        const ptrdiff_t at = (i - first) * GDNI_SLICE;
-        gdni_segment *head = &g.heads[g.num_heads++];
-        stop = gdni_min(i + (r->head_v_dim - x.c0 - 1) / GDNI_SLICE + 1, g.end);
-        head->value_head = x.value_head;
-        head->c0 = x.c0, head->c1 = gdni_min(x.c0 + (stop - i) * GDNI_SLICE, r->head_v_dim);
-        head->tile = w->tiles + at * w->kp;
-        head->v = w->v + at, head->o = w->o + at;
-        head->A = w->A + at, head->B = w->B + at;
-        head->pitch = w->columns;
-    }
-    return g;
-}
-
-/* Columns c0 to c1 of a segment. */
-static gdni_segment gdni_columns(const gdni_segment *x, ptrdiff_t c0, ptrdiff_t c1, const gdni_workspace *w) {
-    const ptrdiff_t at = c0 - x->c0;
-    const gdni_segment y = {x->value_head, c0,        c1,        x->pitch, x->tile + at * w->kp,
-                            x->v + at,     x->o + at, x->A + at, x->B + at};
-    return y;
-}
-
-/* The rows of one head lie a whole token apart, often a page of memory or more, which no processor foresees. Asks for
- * those of token t: every `parts`-th of the rows of q, k and, for each head, v and (KDA) a. */
-static void gdni_fetch(const gdn_params *r, const gdni_group *g, ptrdiff_t t, ptrdiff_t part, ptrdiff_t parts) {
-    const ptrdiff_t per_head = r->is_kda ? 2 : 1, rows = 2 + g->num_heads * per_head;
-    if (t >= g->s.length) return;
-    for (ptrdiff_t i = part; i < rows; i += parts) {
-        const gdni_segment *head = &g->heads[i < 2 ? 0 : (i - 2) / per_head];
-        const gdn_tensor *x = i == 0 ? &r->q : i == 1 ? &r->k : (i - 2) % per_head == 0 ? &r->v : &r->a;
-        const ptrdiff_t first = x == &r->v ? head->c0 : 0, count = x == &r->v ? head->c1 - head->c0 : r->head_k_dim;
-        const ptrdiff_t size = gdni_dtype_size(x->dtype);
-        gdni_prefetch((const char *)gdni_row(x, &g->s, t, i < 2 ? g->key_head : head->value_head) + first * size,
-                      count * size);
-    }
-}
-
-/* 1 / norm, from the sum of squares. */
-GDNI_INLINE double gdni_norm_factor(const gdn_params *r, double sum) {
-    GDNI_EXACT
-    const double eps = r->l2norm_eps;
-    double k_eps = (double)r->head_k_dim * eps;
-    GDNI_ROUNDED(k_eps)
-    switch (r->l2norm_form) {
-    case GDN_L2NORM_MEAN_PLUS_EPS:
-        return 1.0 / sqrt(sum + k_eps);
-    case GDN_L2NORM_MAX_NORM_EPS:
-        return 1.0 / (sqrt(sum) < eps ? eps : sqrt(sum));
-    case GDN_L2NORM_NORM_PLUS_EPS:
-        return 1.0 / (sqrt(sum) + eps);
-    case GDN_L2NORM_SUM_PLUS_EPS:
-        break;
-    }
-    return 1.0 / sqrt(sum + eps);
-}
-
-static void gdni_take(float *base, ptrdiff_t *used, ptrdiff_t count, float **at) {
-    if (base != NULL) *at = base + *used;
+/* The next `count` floats behind base (NULL: only counts them). */
+static float *gdni_take(float *base, ptrdiff_t *used, ptrdiff_t count, bool zeros) {
+    float *at = base == NULL ? NULL : base + *used;
     *used = gdni_size_add(*used, gdni_round_up(count, 16));
+    if (at != NULL && zeros) memset(at, 0, (size_t)count * sizeof(float));
+    return at;
 }
 
 /* Lays the workspace out from `base` (NULL: only counts) and returns the floats it takes. */
 static ptrdiff_t gdni_layout(const gdn_params *r, float *base, gdni_workspace *w) {
     const ptrdiff_t kp = gdni_round_up(r->head_k_dim, 16);
-    const ptrdiff_t slices = gdni_size_mul(gdni_group_size(r), gdni_slices(r));
+    const ptrdiff_t slices = gdni_size_mul(gdni_heads_per_key_head(r), gdni_slices(r));
     const ptrdiff_t columns = GDNI_SLICE * gdni_min(GDNI_RUN, slices);
     const ptrdiff_t fit = GDNI_BLOCK_KIB * 1024 / 4 / (r->is_kda ? 5 : 2) / kp;
     const ptrdiff_t block = fit < 1 ? 1 : gdni_min(fit, GDNI_BLOCK), rows = gdni_size_mul(block + 1, kp);
+    const ptrdiff_t gates = r->is_kda ? rows : kp;
     ptrdiff_t used = 0;
-    memset(w, 0, sizeof *w);
     w->kp = kp, w->block = block, w->columns = columns;
-    gdni_take(base, &used, rows, &w->q);
-    gdni_take(base, &used, rows, &w->k);
-    gdni_take(base, &used, r->is_kda ? rows : kp, &w->decay);
-    gdni_take(base, &used, r->is_kda ? rows : kp, &w->kd);
-    gdni_take(base, &used, r->is_kda ? rows : kp, &w->qd);
-    gdni_take(base, &used, block + 16, &w->qk);
-    gdni_take(base, &used, block + 16, &w->gate);
-    gdni_take(base, &used, block + 16, &w->beta);
-    gdni_take(base, &used, r->is_kda ? kp : 16, &w->bias);
-    gdni_take(base, &used, gdni_size_mul(4, kp), &w->rows);
-    gdni_take(base, &used, columns, &w->A);
-    gdni_take(base, &used, columns, &w->B);
-    gdni_take(base, &used, columns, &w->d);
-    gdni_take(base, &used, block * columns, &w->v);
-    gdni_take(base, &used, block * columns, &w->o);
-    gdni_take(base, &used, gdni_size_mul(columns, kp), &w->tiles);
+#define GDNI_PLACE(name, count, zeros) w->name = gdni_take(base, &used, count, zeros);
+    GDNI_WORKSPACE(GDNI_PLACE)
+#undef GDNI_PLACE
     return used;
 }
 
@@ -1560,24 +1570,120 @@ static void *gdni_align(void *p) {
 /* Bytes; PTRDIFF_MAX if they do not fit. */
 static ptrdiff_t gdni_scratch_bytes(const gdn_params *r) {
     gdni_workspace w;
-    ptrdiff_t count;
-    if (r->compute == GDN_COMPUTE_F64)
-        count = gdni_size_mul(2 * (3 + GDNI_SLICE), r->head_k_dim);
-    else
-        count = gdni_layout(r, NULL, &w);
+    ptrdiff_t count = 0;
+    switch (r->compute) {
+    case GDN_COMPUTE_F32: count = gdni_layout(r, NULL, &w); break;
+    case GDN_COMPUTE_F64: count = gdni_size_mul(2 * (3 + GDNI_SLICE), r->head_k_dim); break;
+    }
     if (r->homogeneous) count = gdni_size_add(count, gdni_size_mul(2, gdni_round_up(r->head_v_dim, 16)));
     return gdni_size_add(gdni_size_mul(count, 4), GDNI_ALIGNMENT);
 }
 
-/* Where v and o are left out, all tokens and heads share one row of zeros and one that nobody reads. Returns what
- * remains of the scratch. */
+/* Where v and o are left out, all tokens and heads share one row of zeros and one that nobody reads: in resolved
+ * parameters a stride of 0 is no distance. Returns what remains of the scratch. */
 static float *gdni_leave_out(gdn_params *r, float *scratch) {
     const ptrdiff_t row = gdni_round_up(r->head_v_dim, 16);
     if (!r->homogeneous) return scratch;
     memset(scratch, 0, (size_t)row * sizeof(float));
-    r->v = gdn_f32(scratch); /* strides of 0, and no longer resolved */
+    r->v = gdn_f32(scratch);
     r->o = gdn_out_f32(scratch + row);
     return scratch + 2 * row;
+}
+
+/* ---- [RUNS] Items that are computed together ------------------------------------------------------------- */
+
+/* Columns c0 to c1 of one value head, consecutive items: their state, a tile of [K][columns]; their sums; their v and
+ * o, rows of w->columns floats for each token of a block. */
+typedef struct gdni_strip {
+    ptrdiff_t value_head, c0, c1;
+    float *tile, *v, *o, *A, *B;
+} gdni_strip;
+
+/* Consecutive items of one sequence and key head, at most GDNI_RUN: they share the prepared q and k. */
+typedef struct gdni_run {
+    const gdn_params *r;
+    const gdni_workspace *w;
+    gdni_sequence s;
+    ptrdiff_t n, key_head, first, end; /* its items */
+    int num_strips;
+    gdni_strip strips[GDNI_RUN];
+    const struct gdni_run *next; /* the run after it, or NULL */
+} gdni_run;
+
+/* The run that starts with item `first`, of those before `last`. */
+GDNI_INLINE void gdni_get_run(gdni_run *u, const gdn_params *r, ptrdiff_t first, ptrdiff_t last,
+                              const gdni_workspace *w) {
+    const ptrdiff_t per_key_head = gdni_heads_per_key_head(r) * gdni_slices(r);
+    const gdni_item start = gdni_get_item(r, first);
+    u->r = r, u->w = w;
+    u->s = gdni_get_sequence(r, start.n);
+    u->n = start.n, u->key_head = start.key_head, u->first = first;
+    u->end = gdni_min(gdni_min(first + GDNI_RUN, (first / per_key_head + 1) * per_key_head), last);
+    u->num_strips = 0;
+    for (ptrdiff_t i = first, stop; i < u->end; i = stop) {
+        const gdni_item item = gdni_get_item(r, i);
+        const ptrdiff_t at = (i - first) * GDNI_SLICE;
+        gdni_strip *x = &u->strips[u->num_strips++];
+        stop = gdni_min(i + (r->head_v_dim - item.c0 - 1) / GDNI_SLICE + 1, u->end);
+        x->value_head = item.value_head;
+        x->c0 = item.c0, x->c1 = gdni_min(item.c0 + (stop - i) * GDNI_SLICE, r->head_v_dim);
+        x->tile = w->tiles + at * w->kp;
+        x->v = w->v + at, x->o = w->o + at;
+        x->A = w->A + at, x->B = w->B + at;
+    }
+}
+
+/* Columns c0 to c1 of a strip. */
+static gdni_strip gdni_columns(const gdni_strip *x, ptrdiff_t c0, ptrdiff_t c1, const gdni_workspace *w) {
+    const ptrdiff_t at = c0 - x->c0;
+    const gdni_strip y = {x->value_head, c0, c1, x->tile + at * w->kp, x->v + at, x->o + at, x->A + at, x->B + at};
+    return y;
+}
+
+/* Asks for `bytes` from p on. Always inlined: gcc takes a function that only asks for one without effect. */
+GDNI_INLINE void gdni_prefetch(const char *p, ptrdiff_t bytes) {
+#if defined(__GNUC__)
+    for (ptrdiff_t i = 0; i < bytes; i += GDNI_ALIGNMENT) __builtin_prefetch(p + i, 0, 2); /* second level */
+#else
+    (void)p, (void)bytes;
+#endif
+}
+
+GDNI_INLINE void gdni_prefetch_row(const gdn_tensor *x, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t head,
+                                   ptrdiff_t c, ptrdiff_t count) {
+    const ptrdiff_t size = gdni_dtype_size(x->dtype);
+    gdni_prefetch((const char *)gdni_row(x, s, t, head) + c * size, count * size);
+}
+
+/* The rows of one head lie a whole token apart, often a page of memory or more, which no processor foresees. Asks for
+ * what a strip will read of token t, or of a token of the next run where the sequence has ended. */
+GDNI_INLINE void gdni_fetch(const gdni_run *u, int strip, ptrdiff_t t) {
+    const gdn_params *r = u->r;
+    const gdni_strip *x;
+    if (t >= u->s.length) t -= u->s.length, u = u->next;
+    if (u == NULL || t >= u->s.length || strip >= u->num_strips) return;
+    x = &u->strips[strip];
+    if (strip == 0) {
+        gdni_prefetch_row(&r->q, &u->s, t, u->key_head, 0, r->head_k_dim);
+        gdni_prefetch_row(&r->k, &u->s, t, u->key_head, 0, r->head_k_dim);
+    }
+    gdni_prefetch_row(&r->v, &u->s, t, x->value_head, x->c0, x->c1 - x->c0);
+    if (r->is_kda) gdni_prefetch_row(&r->a, &u->s, t, x->value_head, 0, r->head_k_dim);
+}
+
+/* 1 / norm, from the sum of squares. */
+GDNI_INLINE double gdni_norm_factor(const gdn_params *r, double sum) {
+    GDNI_EXACT
+    const double eps = r->l2norm_eps;
+    double k_eps = (double)r->head_k_dim * eps;
+    GDNI_ROUNDED(k_eps);
+    switch (r->l2norm_form) {
+    case GDN_L2NORM_MEAN_PLUS_EPS: return 1.0 / sqrt(sum + k_eps);
+    case GDN_L2NORM_MAX_NORM_EPS: return 1.0 / (sqrt(sum) < eps ? eps : sqrt(sum));
+    case GDN_L2NORM_NORM_PLUS_EPS: return 1.0 / (sqrt(sum) + eps);
+    case GDN_L2NORM_SUM_PLUS_EPS: break;
+    }
+    return 1.0 / sqrt(sum + eps);
 }
 
 /* ---- [TARGETS] Instances of the kernel ------------------------------------------------------------------ */
@@ -1643,23 +1749,21 @@ GDNI_INLINE __m128 gdni_fma_sse2(__m128 x, __m128 y, __m128 z) {
 
 #if GDNI_SSE2
 /* Four times four partial sums to four sums: (0+2) + (1+3). */
-GDNI_INLINE __m128 gdni_fold_fours(__m128 a, __m128 b, __m128 c, __m128 d) {
+GDNI_INLINE void gdni_fold_fours(__m128 a, __m128 b, __m128 c, __m128 d, float *sums) {
     GDNI_EXACT
     const __m128 x = _mm_movelh_ps(a, b) + _mm_movehl_ps(b, a);
     const __m128 y = _mm_movelh_ps(c, d) + _mm_movehl_ps(d, c);
-    return _mm_shuffle_ps(x, y, 0x88) + _mm_shuffle_ps(x, y, 0xdd);
+    _mm_storeu_ps(sums, _mm_shuffle_ps(x, y, 0x88) + _mm_shuffle_ps(x, y, 0xdd));
 }
-GDNI_INLINE void gdni_store_four(float *p, __m128 x) { _mm_storeu_ps(p, x); }
 #elif GDNI_NEON
-GDNI_INLINE float32x4_t gdni_fold_fours(float32x4_t a, float32x4_t b, float32x4_t c, float32x4_t d) {
+GDNI_INLINE void gdni_fold_fours(float32x4_t a, float32x4_t b, float32x4_t c, float32x4_t d, float *sums) {
     GDNI_EXACT
     const float32x4_t x =
         vcombine_f32(vget_low_f32(a), vget_low_f32(b)) + vcombine_f32(vget_high_f32(a), vget_high_f32(b));
     const float32x4_t y =
         vcombine_f32(vget_low_f32(c), vget_low_f32(d)) + vcombine_f32(vget_high_f32(c), vget_high_f32(d));
-    return vuzp1q_f32(x, y) + vuzp2q_f32(x, y);
+    vst1q_f32(sums, vuzp1q_f32(x, y) + vuzp2q_f32(x, y));
 }
-GDNI_INLINE void gdni_store_four(float *p, float32x4_t x) { vst1q_f32(p, x); }
 #endif
 
 /* to[j][i] = from[i][j], four by four. */
@@ -1690,46 +1794,70 @@ GDNI_INLINE void gdni_transpose(const float *from, ptrdiff_t from_pitch, ptrdiff
 }
 
 #define GDNI_KERNEL
+
+/* Each block below compiles [KERNEL] once. It defines, in this order:
+ *     GDNI_TARGET         the suffix of its names
+ *     GDNI_LANES          floats in a vector: 1 (then a vector is a float), or 4, 8, 16 with GNU vectors
+ *     GDNI_STREAM         vectors of a row that GDN_STATE_KV streams at once, besides 2: 8 with thirty-two registers,
+ *                         else 4; 2 makes the least code
+ *     GDNI_VK_ROWS        rows that GDN_STATE_VK works on at once
+ *     GDNI_SET1(x)        a vector of x
+ *     GDNI_FMA(x, y, z)   x*y + z with one rounding
+ *     GDNI_DSET1(x)       a vector of the double x, half as many (or 1)
+ *     GDNI_DMIN(x, y), GDNI_DMAX(x, y)   of such vectors; y where y is NaN
+ * and, where it has something better than the generic form in [KERNEL]:
+ *     GDNI_FOLD(x, sums)  sixteen partial sums of each of 2 * GDNI_VK_ROWS sums, at least four, to those sums
+ *     GDNI_TO_DOUBLES(x)  of half a vector of floats
+ *     GDNI_TO_WORDS(h), GDNI_TO_HALVES(w)     uint16_t to uint32_t and back
+ *     GDNI_F16_TO_F32(h), GDNI_F32_TO_F16(x)
+ *     GDNI_ROUND_BF16(x)  the upper half of each word, the bfloat16 */
+
 #define GDNI_TARGET plain
 #if GDNI_SSE2
 #define GDNI_LANES 4
+#define GDNI_STREAM 2
+#define GDNI_VK_ROWS 1
 #define GDNI_SET1(x) _mm_set1_ps(x)
-#define GDNI_DSET1(x) _mm_set1_pd(x)
-#define GDNI_DMIN(x, y) _mm_min_pd(x, y)
-#define GDNI_DMAX(x, y) _mm_max_pd(x, y)
 #ifdef __FMA__
 #define GDNI_FMA(x, y, z) _mm_fmadd_ps(x, y, z)
 #else
 #define GDNI_FMA(x, y, z) gdni_fma_sse2(x, y, z)
 #endif
-#define GDNI_FOLD_TO_4(p) (((p)[0] + (p)[2]) + ((p)[1] + (p)[3]))
+#define GDNI_DSET1(x) _mm_set1_pd(x)
+#define GDNI_DMIN(x, y) _mm_min_pd(x, y)
+#define GDNI_DMAX(x, y) _mm_max_pd(x, y)
+#define GDNI_FOLD(x, sums)                                                                                             \
+    gdni_fold_fours(GDNI_FOURS((x)[0]), GDNI_FOURS((x)[1]), GDNI_FOURS((x)[2]), GDNI_FOURS((x)[3]), sums)
+#define GDNI_FOURS(p) (((p)[0] + (p)[2]) + ((p)[1] + (p)[3]))
 #else
 #define GDNI_LANES 1
+#define GDNI_STREAM 4
+#define GDNI_VK_ROWS 1
 #define GDNI_SET1(x) (x)
+#define GDNI_FMA(x, y, z) gdni_fmaf(x, y, z)
 #define GDNI_DSET1(x) (x)
 #define GDNI_DMIN(x, y) ((x) < (y) ? (x) : (y))
 #define GDNI_DMAX(x, y) ((x) > (y) ? (x) : (y))
-#define GDNI_FMA(x, y, z) gdni_fmaf(x, y, z)
 #endif
-#define GDNI_VK_ROWS 1
-#define GDNI_STREAM 4
 #include GDN_HEADER_NAME
 
-#if GDNI_X86
+#if GDNI_AVX2
 #define GDNI_TARGET avx2
 #define GDNI_LANES 8
+#define GDNI_STREAM 4
+#define GDNI_VK_ROWS 2
 #define GDNI_SET1(x) _mm256_set1_ps(x)
+#define GDNI_FMA(x, y, z) _mm256_fmadd_ps(x, y, z)
 #define GDNI_DSET1(x) _mm256_set1_pd(x)
 #define GDNI_DMIN(x, y) _mm256_min_pd(x, y)
 #define GDNI_DMAX(x, y) _mm256_max_pd(x, y)
-#define GDNI_FMA(x, y, z) _mm256_fmadd_ps(x, y, z)
-#define GDNI_FOLD_TO_4(p) gdni_halves_avx2((p)[0] + (p)[1])
+#define GDNI_FOLD(x, sums)                                                                                             \
+    gdni_fold_fours(GDNI_FOURS((x)[0]), GDNI_FOURS((x)[1]), GDNI_FOURS((x)[2]), GDNI_FOURS((x)[3]), sums)
+#define GDNI_FOURS(p) gdni_halves_avx2((p)[0] + (p)[1])
 #define GDNI_TO_WORDS(h) (gdni_word) _mm256_cvtepu16_epi32((__m128i)(h))
 #define GDNI_TO_HALVES(w) (gdni_half) gdni_pack_avx2((__m256i)(w))
 #define GDNI_F16_TO_F32(h) _mm256_cvtph_ps((__m128i)(h))
 #define GDNI_F32_TO_F16(x) _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)
-#define GDNI_VK_ROWS 2
-#define GDNI_STREAM 4
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
@@ -1750,23 +1878,25 @@ GDNI_INLINE __m128 gdni_halves_avx2(__m256 x) {
 #else
 #pragma GCC pop_options
 #endif
+#endif
 
+#if GDNI_AVX512
 #define GDNI_TARGET avx512
 #define GDNI_LANES 16
+#define GDNI_STREAM 8
+#define GDNI_VK_ROWS 4
 #define GDNI_SET1(x) _mm512_set1_ps(x)
+#define GDNI_FMA(x, y, z) _mm512_fmadd_ps(x, y, z)
 #define GDNI_DSET1(x) _mm512_set1_pd(x)
 #define GDNI_DMIN(x, y) _mm512_maskz_min_pd(255, x, y)
 #define GDNI_DMAX(x, y) _mm512_maskz_max_pd(255, x, y)
-#define GDNI_FMA(x, y, z) _mm512_fmadd_ps(x, y, z)
-#define GDNI_FOLD_8(p) gdni_fold8_avx512((p)[0], (p)[1], (p)[2], (p)[3], (p)[4], (p)[5], (p)[6], (p)[7])
+#define GDNI_FOLD(x, sums) gdni_fold_eight(x, sums)
+#define GDNI_TO_DOUBLES(x) _mm512_maskz_cvtps_pd(255, x)
 #define GDNI_TO_WORDS(h) (gdni_word) _mm512_maskz_cvtepu16_epi32(65535, (__m256i)(h))
 #define GDNI_TO_HALVES(w) (gdni_half) _mm512_maskz_cvtepi32_epi16(65535, (__m512i)(w))
 #define GDNI_F16_TO_F32(h) _mm512_maskz_cvtph_ps(65535, (__m256i)(h))
-#define GDNI_TO_DOUBLES(x) _mm512_maskz_cvtps_pd(255, x)
-#define GDNI_ROUND_BF16(x) gdni_round_bf16_with_masks(x)
 #define GDNI_F32_TO_F16(x) _mm512_maskz_cvtps_ph(65535, x, _MM_FROUND_TO_NEAREST_INT)
-#define GDNI_VK_ROWS 4
-#define GDNI_STREAM 8
+#define GDNI_ROUND_BF16(x) gdni_round_to_bf16(x)
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))),              \
                              apply_to = function)
@@ -1774,8 +1904,8 @@ GDNI_INLINE __m128 gdni_halves_avx2(__m256 x) {
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
-/* gdni_round_bf16() in five instructions. */
-GDNI_INLINE __m512i gdni_round_bf16_with_masks(__m512 x) {
+/* In five instructions. */
+GDNI_INLINE __m512i gdni_round_to_bf16(__m512 x) {
     const __m512i bits = _mm512_castps_si512(x), up = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
     const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
     const __m512i even = _mm512_mask_sub_epi32(up, odd, up, _mm512_set1_epi32(-1));
@@ -1793,14 +1923,16 @@ GDNI_INLINE __m512 gdni_fold_to_4_avx512(__m512 a, __m512 b) {
     GDNI_EXACT
     return GDNI_SHUFFLE_QUARTERS(a, b, 0x88) + GDNI_SHUFFLE_QUARTERS(a, b, 0xdd);
 }
-GDNI_INLINE __m512 gdni_fold8_avx512(__m512 a, __m512 b, __m512 c, __m512 d, __m512 e, __m512 f, __m512 g, __m512 h) {
+GDNI_INLINE void gdni_fold_eight(__m512 (*p)[1], float *sums) {
     GDNI_EXACT
-    const __m512 x = gdni_fold_to_4_avx512(gdni_fold_to_8_avx512(a, b), gdni_fold_to_8_avx512(c, d));
-    const __m512 y = gdni_fold_to_4_avx512(gdni_fold_to_8_avx512(e, f), gdni_fold_to_8_avx512(g, h));
+    const __m512 ab = gdni_fold_to_8_avx512(p[0][0], p[1][0]), cd = gdni_fold_to_8_avx512(p[2][0], p[3][0]);
+    const __m512 ef = gdni_fold_to_8_avx512(p[4][0], p[5][0]), gh = gdni_fold_to_8_avx512(p[6][0], p[7][0]);
+    const __m512 x = gdni_fold_to_4_avx512(ab, cd), y = gdni_fold_to_4_avx512(ef, gh);
     const __m512 z = GDNI_SHUFFLE_IN_QUARTERS(x, y, 0x44) + GDNI_SHUFFLE_IN_QUARTERS(x, y, 0xee);
-    const __m512 sums = GDNI_SHUFFLE_IN_QUARTERS(z, z, 0x88) + GDNI_SHUFFLE_IN_QUARTERS(z, z, 0xdd);
+    const __m512 eight = GDNI_SHUFFLE_IN_QUARTERS(z, z, 0x88) + GDNI_SHUFFLE_IN_QUARTERS(z, z, 0xdd);
     const __m512i order = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 13, 9, 5, 1, 12, 8, 4, 0);
-    return _mm512_maskz_permutexvar_ps(65535, order, sums);
+    const __m512 folded = _mm512_maskz_permutexvar_ps(65535, order, eight);
+    memcpy(sums, &folded, 8 * sizeof(float));
 }
 #include GDN_HEADER_NAME
 #if defined(__clang__)
@@ -1813,14 +1945,18 @@ GDNI_INLINE __m512 gdni_fold8_avx512(__m512 a, __m512 b, __m512 c, __m512 d, __m
 #if GDNI_NEON
 #define GDNI_TARGET neon
 #define GDNI_LANES 4
+#define GDNI_STREAM 8
+#define GDNI_VK_ROWS 2
 #define GDNI_SET1(x) vdupq_n_f32(x)
+#define GDNI_FMA(x, y, z) vfmaq_f32(z, x, y)
 #define GDNI_DSET1(x) vdupq_n_f64(x)
 #define GDNI_DMIN(x, y) vminq_f64(x, y)
 #define GDNI_DMAX(x, y) vmaxq_f64(x, y)
-#define GDNI_FMA(x, y, z) vfmaq_f32(z, x, y)
-#define GDNI_FOLD_TO_4(p) (((p)[0] + (p)[2]) + ((p)[1] + (p)[3]))
-#define GDNI_VK_ROWS 2
-#define GDNI_STREAM 8
+#define GDNI_FOLD(x, sums)                                                                                             \
+    gdni_fold_fours(GDNI_FOURS((x)[0]), GDNI_FOURS((x)[1]), GDNI_FOURS((x)[2]), GDNI_FOURS((x)[3]), sums)
+#define GDNI_FOURS(p) (((p)[0] + (p)[2]) + ((p)[1] + (p)[3]))
+#define GDNI_F16_TO_F32(h) vcvt_f32_f16(vreinterpret_f16_u16((uint16x4_t)(h)))
+#define GDNI_F32_TO_F16(x) vreinterpret_u16_f16(vcvt_f16_f32(x))
 #include GDN_HEADER_NAME
 #endif
 #undef GDNI_KERNEL
@@ -1829,7 +1965,7 @@ GDNI_INLINE __m512 gdni_fold8_avx512(__m512 a, __m512 b, __m512 c, __m512 d, __m
 
 typedef void gdni_run_function(const gdn_params *r, ptrdiff_t first, ptrdiff_t last, float *scratch);
 
-#if GDNI_X86
+#if GDNI_AVX2
 /* Without CPUID where the compiler knows how: that instruction takes microseconds on a virtual machine. */
 static bool gdni_has_f16c(void) {
 #if defined(__clang__) ? __clang_major__ >= 19 : __GNUC__ >= 11
@@ -1843,57 +1979,71 @@ static bool gdni_has_f16c(void) {
 
 /* The instance of an instruction set, or NULL where this build or this CPU lacks it. */
 static gdni_run_function *gdni_instance(gdn_isa isa) {
-#if GDNI_X86
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (isa == GDN_ISA_AVX512 && avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-        return gdni_run_items_avx512; /* AVX-512 has F16C */
-    if (isa == GDN_ISA_AVX2 && avx2 && gdni_has_f16c()) return gdni_run_items_avx2;
+    switch (isa) {
+    case GDN_ISA_PLAIN: return gdni_run_items_plain;
+    case GDN_ISA_AVX2:
+#if GDNI_AVX2
+        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && gdni_has_f16c())
+            return gdni_run_items_avx2;
 #endif
+        break;
+    case GDN_ISA_AVX512: /* has F16C */
+#if GDNI_AVX512
+        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") &&
+            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+            __builtin_cpu_supports("avx512vl"))
+            return gdni_run_items_avx512;
+#endif
+        break;
+    case GDN_ISA_NEON:
 #if GDNI_NEON
-    if (isa == GDN_ISA_NEON) return gdni_run_items_neon;
+        return gdni_run_items_neon;
+#else
+        break;
 #endif
-    return isa == GDN_ISA_PLAIN ? gdni_run_items_plain : NULL;
+    case GDN_ISA_AUTO:
+    case GDN_NUM_ISAS: break;
+    }
+    return NULL;
 }
 
 gdn_isa gdn_isa_selected(void) {
-    static const gdn_isa fastest_first[] = {GDN_ISA_AVX512, GDN_ISA_AVX2, GDN_ISA_NEON};
-    for (size_t i = 0; i < sizeof fastest_first / sizeof fastest_first[0]; i++)
-        if (gdni_instance(fastest_first[i]) != NULL) return fastest_first[i];
-    return GDN_ISA_PLAIN;
+    int isa = GDN_NUM_ISAS - 1; /* the later in the list, the wider */
+    while (gdni_instance((gdn_isa)isa) == NULL) isa--;
+    return (gdn_isa)isa;
+}
+
+/* What AUTO runs for a call. Zen 4, unlike Zen 5, does 512 bits in two halves, and takes 22 % longer with AVX-512 than
+ * with AVX2 where it sweeps over tiles of GDN_STATE_VK. */
+static gdn_isa gdni_fastest(const gdn_params *r) {
+#if GDNI_AVX2 && GDNI_AVX512
+    const bool tiles = gdni_vk_states(r) && r->seq_len > (gdni_varlen(r) ? r->num_seqs : 1);
+    if (tiles && __builtin_cpu_is("amd") && !__builtin_cpu_supports("avx512vp2intersect") &&
+        gdni_instance(GDN_ISA_AVX2) != NULL)
+        return GDN_ISA_AVX2;
+#else
+    (void)r;
+#endif
+    return gdn_isa_selected();
 }
 
 bool gdn_isa_supported(gdn_isa isa) { return isa == GDN_ISA_AUTO || gdni_instance(isa) != NULL; }
-
-const char *gdn_isa_name(gdn_isa isa) {
-    static const char *const names[] = {"auto", "plain", "avx2", "avx512", "neon"};
-    return (int)isa >= 0 && (int)isa < GDN_NUM_ISAS ? names[isa] : "?";
-}
 
 /* ---- [PUBLIC] ------------------------------------------------------------------------------------------------ */
 
 gdn_status gdn_validate(const gdn_params *params, gdn_error *error) {
     gdn_params r;
-    gdn_status status;
-    if (error != NULL) {
-        error->status = GDN_OK;
-        error->argument = "";
-        error->index = error->other = -1;
-    }
+    gdni_fail(error, GDN_OK, "");
     if (params == NULL) return gdni_fail(error, GDN_ERROR_NULL, "params");
-    status = gdni_check_sizes(params, error);
-    if (status != GDN_OK) return status;
+    GDNI_TRY(gdni_check_sizes(params, error));
     r = gdni_resolve(params);
-    status = gdni_check_options(&r, error);
-    if (status == GDN_OK) status = gdni_check_arrays(&r, error);
-    if (status != GDN_OK) return status;
-    if (gdni_size_mul(gdni_size_mul(r.num_seqs, r.num_value_heads), gdni_slices(&r)) == PTRDIFF_MAX)
-        return gdni_fail(error, GDN_ERROR_OVERFLOW, "num_seqs");
-    if (gdni_scratch_bytes(&r) == PTRDIFF_MAX) return gdni_fail(error, GDN_ERROR_OVERFLOW, "head_k_dim");
-    status = gdni_check_sequences(&r, error);
-    if (status != GDN_OK) return status;
-    if (r.scratch != NULL && r.scratch_size < (size_t)gdni_scratch_bytes(&r))
-        return gdni_fail(error, GDN_ERROR_SCRATCH, "scratch");
+    GDNI_TRY(gdni_check_options(&r, error));
+    GDNI_TRY(gdni_check_arrays(&r, error));
+    GDNI_REFUSE(OVERFLOW, "num_seqs",
+                gdni_size_mul(gdni_size_mul(r.num_seqs, r.num_value_heads), gdni_slices(&r)) == PTRDIFF_MAX);
+    GDNI_REFUSE(OVERFLOW, "head_k_dim", gdni_scratch_bytes(&r) == PTRDIFF_MAX);
+    GDNI_TRY(gdni_check_sequences(&r, error));
+    GDNI_REFUSE(SCRATCH, "scratch", r.scratch != NULL && r.scratch_size < (size_t)gdni_scratch_bytes(&r));
     return GDN_OK;
 }
 
@@ -1907,20 +2057,24 @@ size_t gdn_scratch_size(const gdn_params *params) { return (size_t)gdni_scratch_
 gdn_status gdn_run_work_items(const gdn_params *params, ptrdiff_t first, ptrdiff_t last, void *scratch,
                               size_t scratch_size) {
     gdn_params r = gdni_resolve(params);
+    gdni_run_function *run;
     float *memory;
     if (first < 0 || first > last || last > gdn_num_work_items(params)) return GDN_ERROR_RANGE;
     if (scratch == NULL || scratch_size < (size_t)gdni_scratch_bytes(&r)) return GDN_ERROR_SCRATCH;
     memory = gdni_leave_out(&r, (float *)gdni_align(scratch));
-    if (r.compute == GDN_COMPUTE_F32) {
-        gdni_run_function *run = gdni_instance(r.isa == GDN_ISA_AUTO ? gdn_isa_selected() : r.isa);
+    switch (r.compute) {
+    case GDN_COMPUTE_F32:
+        run = gdni_instance(r.isa == GDN_ISA_AUTO ? gdni_fastest(&r) : r.isa);
         if (run == NULL) return GDN_ERROR_ISA;
         run(&r, first, last, memory);
-        return GDN_OK;
-    }
-    for (; first < last; first++) {
-        const gdni_item item = gdni_get_item(&r, first);
-        const gdni_sequence s = gdni_get_sequence(&r, item.n);
-        if (!gdni_skip(&r, &s, first, first + 1)) gdni_reference_item(&r, &item, &s, (double *)memory);
+        break;
+    case GDN_COMPUTE_F64:
+        for (; first < last; first++) {
+            const gdni_item item = gdni_get_item(&r, first);
+            const gdni_sequence s = gdni_get_sequence(&r, item.n);
+            if (!gdni_skip(&r, &s, first, first + 1)) gdni_reference_item(&r, &item, &s, (double *)memory);
+        }
+        break;
     }
     return GDN_OK;
 }
@@ -1943,7 +2097,7 @@ gdn_status gdn_fused_sigmoid_gating_delta_rule_update(const gdn_params *params, 
     return status;
 }
 
-/* ---- [SEGMENTS] ---------------------------------------------------------------------------------------------- */
+/* ---- [JOINING] Segments ------------------------------------------------------------------------------------------ */
 
 /* y [rows, columns] += left [rows, inner] * right [inner, columns], `width` columns of it from c on. A product of two
  * floats is exact in double, so that no compiler can change the bits by fusing it with the sum. */
@@ -1979,19 +2133,16 @@ gdn_status gdn_segment_apply(ptrdiff_t count, ptrdiff_t head_k_dim, ptrdiff_t he
                        {"state", state, element, {1, 1, 0}, {0, 0, 0}, matrix, count > 0, false, 0},
                        {"result", result, element, {1, 1, 0}, {0, 0, 0}, matrix, count > 0, true, 0}};
     gdni_fail(error, GDN_OK, "");
-    if (count < 0) return gdni_fail(error, GDN_ERROR_SIZE, "count");
-    if (K < 1) return gdni_fail(error, GDN_ERROR_SIZE, "head_k_dim");
-    if (V < 1) return gdni_fail(error, GDN_ERROR_SIZE, "head_v_dim");
-    if (layout != GDN_STATE_KV && layout != GDN_STATE_VK) return gdni_fail(error, GDN_ERROR_ENUM, "layout");
-    if (dtype != GDN_F32 && dtype != GDN_F64) return gdni_fail(error, GDN_ERROR_ENUM, "dtype");
+    GDNI_REFUSE(SIZE, "count", count < 0);
+    GDNI_REFUSE(SIZE, "head_k_dim", K < 1);
+    GDNI_REFUSE(SIZE, "head_v_dim", V < 1);
+    GDNI_REFUSE(ENUM, "layout", layout != GDN_STATE_KV && layout != GDN_STATE_VK);
+    GDNI_REFUSE(ENUM, "dtype", dtype != GDN_F32 && dtype != GDN_F64);
     for (int i = 0; i < 3; i++) {
-        gdn_status status;
         x[i].size[2] = count, x[i].stride[2] = x[i].width;
-        status = gdni_check_array(&x[i], error);
-        if (status != GDN_OK) return status;
+        GDNI_TRY(gdni_check_array(&x[i], error));
     }
-    if (!gdni_disjoint(&x[2], &x[0]) || !gdni_disjoint(&x[2], &x[1]))
-        return gdni_fail(error, GDN_ERROR_OVERLAP, "result");
+    GDNI_REFUSE(OVERLAP, "result", !gdni_disjoint(&x[2], &x[0]) || !gdni_disjoint(&x[2], &x[1]));
     for (ptrdiff_t n = 0; n < count; n++) {
         const char *m = (const char *)transition + n * square * element,
                    *s = (const char *)state + n * matrix * element;
@@ -2009,72 +2160,42 @@ gdn_status gdn_segment_apply(ptrdiff_t count, ptrdiff_t head_k_dim, ptrdiff_t he
 /* ---- [PRESETS] ----------------------------------------------------------------------------------------------- */
 
 gdn_status gdn_preset(gdn_params *params, gdn_system system) {
-    static const struct {
-        gdn_state_layout state_layout;
-        gdn_head_map head_map;
-        gdn_gate_input gate_input;
-        gdn_beta_input beta_input;
-        gdn_l2norm_form l2norm_form;
-        gdn_padding padding;
-        double l2norm_eps;
-        int null_slot;
-    } presets[] = {
-#define GDNI_PRESET(code, name, state, heads, gate, beta, form, eps, pad, null)                                        \
-    {GDN_STATE_##state,                                                                                                \
-     GDN_HEADS_##heads,                                                                                                \
-     GDN_GATE_##gate,                                                                                                  \
-     GDN_BETA_##beta,                                                                                                  \
-     GDN_L2NORM_##form,                                                                                                \
-     GDN_PADDING_##pad,                                                                                                \
-     eps,                                                                                                              \
-     null},
-        GDN_SYSTEMS(GDNI_PRESET)
-#undef GDNI_PRESET
-    };
-    const int i = (int)system - 1;
+    int null_slot = -1;
     if (params == NULL) return GDN_ERROR_NULL;
-    if (i < 0 || i >= GDN_NUM_SYSTEMS - 1) return GDN_ERROR_ENUM;
-    params->state_layout = presets[i].state_layout;
-    params->head_map = presets[i].head_map;
-    params->gate_input = presets[i].gate_input;
-    params->beta_input = presets[i].beta_input;
-    params->l2norm_form = presets[i].l2norm_form;
-    params->l2norm_eps = presets[i].l2norm_eps;
-    params->padding = presets[i].padding;
-    params->has_null_slot = presets[i].null_slot >= 0;
-    params->null_slot = params->has_null_slot ? presets[i].null_slot : 0;
+    if ((int)system < 1 || system >= GDN_NUM_SYSTEMS) return GDN_ERROR_ENUM;
+#define GDNI_PRESET(code, name, state, heads, gate, beta, form, eps, pad, null)                                        \
+    if (system == GDN_SYSTEM_##code) {                                                                                 \
+        params->state_layout = GDN_STATE_##state, params->head_map = GDN_HEADS_##heads;                                \
+        params->gate_input = GDN_GATE_##gate, params->beta_input = GDN_BETA_##beta;                                    \
+        params->l2norm_form = GDN_L2NORM_##form, params->l2norm_eps = eps;                                             \
+        params->padding = GDN_PADDING_##pad, null_slot = null;                                                         \
+    }
+    GDN_SYSTEMS(GDNI_PRESET)
+#undef GDNI_PRESET
+    params->has_null_slot = null_slot >= 0;
+    params->null_slot = params->has_null_slot ? null_slot : 0;
     return GDN_OK;
-}
-
-const char *gdn_system_name(gdn_system system) {
-    static const char *const names[] = {
-#define GDNI_SYSTEM_NAME(code, name, state, heads, gate, beta, form, eps, pad, null) name,
-        GDN_SYSTEMS(GDNI_SYSTEM_NAME)
-#undef GDNI_SYSTEM_NAME
-    };
-    const int i = (int)system - 1;
-    return i >= 0 && i < GDN_NUM_SYSTEMS - 1 ? names[i] : "?";
 }
 
 /* ---- [NAMES] ------------------------------------------------------------------------------------------------- */
 
-const char *gdn_status_name(gdn_status status) {
-    static const char *const names[] = {
-#define GDNI_STATUS_NAME(code, text) #code,
-        GDN_STATUSES(GDNI_STATUS_NAME)
-#undef GDNI_STATUS_NAME
-    };
-    return (int)status >= 0 && (int)status < GDN_NUM_STATUSES ? names[status] : "?";
-}
-
-const char *gdn_status_text(gdn_status status) {
-    static const char *const texts[] = {
-#define GDNI_STATUS_TEXT(code, text) text,
-        GDN_STATUSES(GDNI_STATUS_TEXT)
-#undef GDNI_STATUS_TEXT
-    };
-    return (int)status >= 0 && (int)status < GDN_NUM_STATUSES ? texts[status] : "?";
-}
+/* A function from an enumeration to what its list says of each of `count` codes, the first of which is `first`. */
+#define GDNI_TEXTS(function, type, first, count, LIST, TEXT)                                                           \
+    const char *function(type code) {                                                                                  \
+        static const char *const texts[] = {LIST(TEXT)};                                                               \
+        return (int)code >= first && (int)code < (int)count ? texts[(int)code - first] : "?";                          \
+    }
+#define GDNI_FIRST_OF(code, ...) #code,
+#define GDNI_SECOND_OF(code, ...) GDNI_SECOND_OF_(__VA_ARGS__, 0)
+#define GDNI_SECOND_OF_(text, ...) text,
+GDNI_TEXTS(gdn_status_name, gdn_status, 0, GDN_NUM_STATUSES, GDN_STATUSES, GDNI_FIRST_OF)
+GDNI_TEXTS(gdn_status_text, gdn_status, 0, GDN_NUM_STATUSES, GDN_STATUSES, GDNI_SECOND_OF)
+GDNI_TEXTS(gdn_system_name, gdn_system, 1, GDN_NUM_SYSTEMS, GDN_SYSTEMS, GDNI_SECOND_OF)
+GDNI_TEXTS(gdn_isa_name, gdn_isa, 0, GDN_NUM_ISAS, GDN_ISAS, GDNI_SECOND_OF)
+#undef GDNI_FIRST_OF
+#undef GDNI_SECOND_OF
+#undef GDNI_SECOND_OF_
+#undef GDNI_TEXTS
 
 int gdn_version(void) { return GDN_VERSION; }
 
@@ -2088,441 +2209,307 @@ int gdn_version(void) { return GDN_VERSION; }
 
 /* ---- [KERNEL] The float32 computation, once for every instruction set ----------------------------------- */
 
-/* This section is compiled once per target by [TARGETS], which defines
- *     GDNI_TARGET        the suffix of its names
- *     GDNI_LANES         floats in a vector: 1 (then a vector is a float), or 4, 8, 16 with GNU vectors
- *     GDNI_VK_ROWS       rows that GDN_STATE_VK works on at once
- *     GDNI_STREAM        vectors of a row that GDN_STATE_KV streams at once: 8 with thirty-two registers, else 4
- *     GDNI_SET1(x)       a vector of x
- *     GDNI_FMA(x, y, z)  x*y + z with one rounding
- *     GDNI_DSET1(x)      a vector of the double x, half as many (or 1)
- *     GDNI_DMIN(x, y), GDNI_DMAX(x, y)  of such vectors; y where y is NaN
- * Everything else is written here, in terms of these. */
+/* Read [REFERENCE] first: this computes the same. Compiled once for each block of [TARGETS]. The names of this section
+ * carry the target's suffix, by a define above each that is the same every time. */
 #ifdef GDNI_KERNEL
+
+#if !defined(GDNI_TARGET) || !defined(GDNI_LANES) || !defined(GDNI_STREAM) || !defined(GDNI_VK_ROWS) ||                \
+    !defined(GDNI_SET1) || !defined(GDNI_FMA) || !defined(GDNI_DSET1) || !defined(GDNI_DMIN) || !defined(GDNI_DMAX)
+#error "gdn_varlen.h: a block of [TARGETS] lacks something that [KERNEL] needs"
+#endif
 
 #define GDNI_PASTE2(x, y) x##y
 #define GDNI_PASTE(x, y) GDNI_PASTE2(x, y)
 #define GDNI_NAME(x) GDNI_PASTE(gdni_##x##_, GDNI_TARGET)
-#define gdni_half_vec GDNI_NAME(half_vec)
-#define gdni_dpart GDNI_NAME(dpart)
-#define gdni_dpart_word GDNI_NAME(dpart_word)
+
+/* Vectors: floats, and the words that hold their bits; halves of them; half as many doubles. */
 #define gdni_vec GDNI_NAME(vec)
 #define gdni_word GDNI_NAME(word)
 #define gdni_half GDNI_NAME(half)
+#define gdni_half_vec GDNI_NAME(half_vec)
 #define gdni_half_word GDNI_NAME(half_word)
 #define gdni_dvec GDNI_NAME(dvec)
-#define gdni_set1 GDNI_NAME(set1)
-#define gdni_fma GDNI_NAME(fma)
-#define gdni_load GDNI_NAME(load)
-#define gdni_store GDNI_NAME(store)
-#define gdni_mul GDNI_NAME(mul)
-#define gdni_add GDNI_NAME(add)
-#define gdni_sub GDNI_NAME(sub)
-#define gdni_load_double GDNI_NAME(load_double)
-#define gdni_store_double GDNI_NAME(store_double)
-#define gdni_words GDNI_NAME(words)
-#define gdni_floats GDNI_NAME(floats)
-#define gdni_select GDNI_NAME(select)
-#define gdni_dset1 GDNI_NAME(dset1)
-#define gdni_dmul GDNI_NAME(dmul)
-#define gdni_dadd GDNI_NAME(dadd)
-#define gdni_dsub GDNI_NAME(dsub)
-#define gdni_ddiv GDNI_NAME(ddiv)
-#define gdni_dselect GDNI_NAME(dselect)
-#define gdni_dpart_select GDNI_NAME(dpart_select)
-#define gdni_dpower GDNI_NAME(dpower)
-#define gdni_dpart_power GDNI_NAME(dpart_power)
-#define gdni_dmin GDNI_NAME(dmin)
-#define gdni_dmax GDNI_NAME(dmax)
-#define gdni_pair GDNI_NAME(pair)
-#define gdni_cubic GDNI_NAME(cubic)
-#define gdni_exp GDNI_NAME(exp)
-#define gdni_softplus GDNI_NAME(softplus)
-#define gdni_sigmoid GDNI_NAME(sigmoid)
-#define gdni_widen GDNI_NAME(widen)
-#define gdni_narrow GDNI_NAME(narrow)
-#define gdni_load_vec GDNI_NAME(load_vec)
-#define gdni_store_vec GDNI_NAME(store_vec)
-#define gdni_round_bf16 GDNI_NAME(round_bf16)
-#define gdni_load_dealt GDNI_NAME(load_dealt)
-#define gdni_store_dealt GDNI_NAME(store_dealt)
-#define gdni_deal GDNI_NAME(deal)
-#define gdni_undeal GDNI_NAME(undeal)
-#define gdni_load_row GDNI_NAME(load_row)
-#define gdni_store_row GDNI_NAME(store_row)
-#define gdni_fold GDNI_NAME(fold)
-#define gdni_fold16 GDNI_NAME(fold16)
-#define gdni_dot4 GDNI_NAME(dot4)
-#define gdni_scale_row GDNI_NAME(scale_row)
-#define gdni_prepare_qk GDNI_NAME(prepare_qk)
-#define gdni_decays GDNI_NAME(decays)
-#define gdni_betas GDNI_NAME(betas)
-#define gdni_prepare_gates GDNI_NAME(prepare_gates)
-#define gdni_sweep GDNI_NAME(sweep)
-#define gdni_move_tile GDNI_NAME(move_tile)
-#define gdni_finish GDNI_NAME(finish)
-#define gdni_column_betas GDNI_NAME(column_betas)
-#define gdni_gather_v GDNI_NAME(gather_v)
-#define gdni_scatter_o GDNI_NAME(scatter_o)
-#define gdni_aim_sums GDNI_NAME(aim_sums)
-#define gdni_aim_update GDNI_NAME(aim_update)
-#define gdni_run_tokens GDNI_NAME(run_tokens)
-#define gdni_run_tile GDNI_NAME(run_tile)
-#define gdni_ask_ahead GDNI_NAME(ask_ahead)
-#define gdni_sums_kv GDNI_NAME(sums_kv)
-#define gdni_sums_vk GDNI_NAME(sums_vk)
-#define gdni_update_kv GDNI_NAME(update_kv)
-#define gdni_update_rows GDNI_NAME(update_rows)
-#define gdni_update_vk GDNI_NAME(update_vk)
-#define gdni_stream_columns GDNI_NAME(stream_columns)
-#define gdni_stream_dtype GDNI_NAME(stream_dtype)
-#define gdni_streams GDNI_NAME(streams)
-#define gdni_stream GDNI_NAME(stream)
-#define gdni_run_group GDNI_NAME(run_group)
-#define gdni_run_items GDNI_NAME(run_items)
-
-/* Vectors: floats, and the words that hold their bits. */
+#define gdni_dword GDNI_NAME(dword)
 #if GDNI_LANES == 1
 typedef float gdni_vec, gdni_half_vec;
 typedef uint32_t gdni_word, gdni_half_word;
-typedef double gdni_dpart;
-typedef uint64_t gdni_dpart_word;
+typedef double gdni_dvec;
+typedef uint64_t gdni_dword;
 #define GDNI_WHERE(condition) ((condition) ? ~(gdni_word)0 : (gdni_word)0)
-#define GDNI_DWHERE(condition) ((condition) ? ~(gdni_dpart_word)0 : (gdni_dpart_word)0)
+#define GDNI_DWHERE(condition) ((condition) ? ~(gdni_dword)0 : (gdni_dword)0)
 #define GDNI_CONVERT(x, type) ((type)(x))
+#define GDNI_WORDS(x) gdni_bits_of(x)
+#define GDNI_FLOATS(bits) gdni_float_of(bits)
 #else
 typedef float gdni_vec __attribute__((vector_size(4 * GDNI_LANES)));
 typedef uint32_t gdni_word __attribute__((vector_size(4 * GDNI_LANES)));
-typedef uint32_t gdni_half_word __attribute__((vector_size(2 * GDNI_LANES)));
 typedef uint16_t gdni_half __attribute__((vector_size(2 * GDNI_LANES)));
-typedef float gdni_half_vec __attribute__((vector_size(2 * GDNI_LANES))); /* as many floats as a vector holds doubles */
-typedef double gdni_dpart __attribute__((vector_size(4 * GDNI_LANES)));
-typedef uint64_t gdni_dpart_word __attribute__((vector_size(4 * GDNI_LANES)));
+typedef float gdni_half_vec __attribute__((vector_size(2 * GDNI_LANES)));
+typedef uint32_t gdni_half_word __attribute__((vector_size(2 * GDNI_LANES)));
+typedef double gdni_dvec __attribute__((vector_size(4 * GDNI_LANES)));
+typedef uint64_t gdni_dword __attribute__((vector_size(4 * GDNI_LANES)));
 #define GDNI_WHERE(condition) ((gdni_word)(condition))
-#define GDNI_DWHERE(condition) ((gdni_dpart_word)(condition))
+#define GDNI_DWHERE(condition) ((gdni_dword)(condition))
 #define GDNI_CONVERT(x, type) __builtin_convertvector(x, type)
-#ifndef GDNI_TO_WORDS
-#define GDNI_TO_WORDS(h) __builtin_convertvector(h, gdni_word)
-#define GDNI_TO_HALVES(w) __builtin_convertvector(w, gdni_half)
+#define GDNI_WORDS(x) ((gdni_word)(x)) /* the same bits */
+#define GDNI_FLOATS(bits) ((gdni_vec)(bits))
 #endif
+#ifndef GDNI_TO_WORDS
+#define GDNI_TO_WORDS(h) GDNI_CONVERT(h, gdni_word)
+#define GDNI_TO_HALVES(w) GDNI_CONVERT(w, gdni_half)
 #endif
 #ifndef GDNI_TO_DOUBLES
-#define GDNI_TO_DOUBLES(x) GDNI_CONVERT(x, gdni_dpart)
+#define GDNI_TO_DOUBLES(x) GDNI_CONVERT(x, gdni_dvec)
 #endif
+#define gdni_dlanes GDNI_NAME(dlanes)
+#define gdni_parts GDNI_NAME(parts) /* vectors of sixteen partial sums */
+enum { gdni_dlanes = GDNI_LANES == 1 ? 1 : GDNI_LANES / 2, gdni_parts = GDNI_LANES16 / GDNI_LANES };
 
-/* Doubles come as two vectors side by side, which hide each other's latency. */
-typedef struct gdni_dvec {
-    gdni_dpart lo, hi;
-} gdni_dvec;
-enum { GDNI_NAME(part) = GDNI_LANES == 1 ? 1 : GDNI_LANES / 2, GDNI_NAME(dlanes) = 2 * GDNI_NAME(part) };
-
+#define gdni_load GDNI_NAME(load)
 GDNI_INLINE gdni_vec gdni_load(const float *p) {
     gdni_vec x;
     memcpy(&x, p, sizeof x);
     return x;
 }
+#define gdni_store GDNI_NAME(store)
 GDNI_INLINE void gdni_store(float *p, gdni_vec x) { memcpy(p, &x, sizeof x); }
+#define gdni_set1 GDNI_NAME(set1)
 GDNI_INLINE gdni_vec gdni_set1(float x) { return GDNI_SET1(x); }
+#define gdni_fma GDNI_NAME(fma)
 GDNI_INLINE gdni_vec gdni_fma(gdni_vec x, gdni_vec y, gdni_vec z) { return GDNI_FMA(x, y, z); }
+#define gdni_mul GDNI_NAME(mul)
 GDNI_INLINE gdni_vec gdni_mul(gdni_vec x, gdni_vec y) {
     GDNI_EXACT
     return x * y;
-}
-GDNI_INLINE gdni_vec gdni_add(gdni_vec x, gdni_vec y) {
-    GDNI_EXACT
-    return x + y;
-}
-GDNI_INLINE gdni_vec gdni_sub(gdni_vec x, gdni_vec y) {
-    GDNI_EXACT
-    return x - y;
-}
-
-GDNI_INLINE gdni_word gdni_words(gdni_vec x) {
-    gdni_word bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-GDNI_INLINE gdni_vec gdni_floats(gdni_word bits) {
-    gdni_vec x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-GDNI_INLINE gdni_vec gdni_select(gdni_word where, gdni_vec x, gdni_vec y) {
-    return gdni_floats((gdni_words(x) & where) | (gdni_words(y) & ~where));
 }
 
 /* ---- exp, softplus and sigmoid, in double: the results, rounded to float once, are within 0.61 units in the last
  * place over every float. No fused multiply-adds: not every machine has them in double. Polynomials: Remez fits. ----
  */
 
+#define gdni_load_double GDNI_NAME(load_double)
 GDNI_INLINE gdni_dvec gdni_load_double(const float *p) {
-    gdni_half_vec lo, hi;
-    memcpy(&lo, p, sizeof lo);
-    memcpy(&hi, p + GDNI_NAME(part), sizeof hi);
-    const gdni_dvec y = {GDNI_TO_DOUBLES(lo), GDNI_TO_DOUBLES(hi)};
-    return y;
+    gdni_half_vec x;
+    memcpy(&x, p, sizeof x);
+    return GDNI_TO_DOUBLES(x);
 }
+#define gdni_store_double GDNI_NAME(store_double)
 GDNI_INLINE void gdni_store_double(float *p, gdni_dvec x) {
-    const gdni_half_vec lo = GDNI_CONVERT(x.lo, gdni_half_vec), hi = GDNI_CONVERT(x.hi, gdni_half_vec);
-    memcpy(p, &lo, sizeof lo);
-    memcpy(p + GDNI_NAME(part), &hi, sizeof hi);
+    const gdni_half_vec y = GDNI_CONVERT(x, gdni_half_vec);
+    memcpy(p, &y, sizeof y);
 }
-GDNI_INLINE gdni_dvec gdni_dset1(double x) {
-    const gdni_dvec y = {GDNI_DSET1(x), GDNI_DSET1(x)};
-    return y;
-}
+#define gdni_dset1 GDNI_NAME(dset1)
+GDNI_INLINE gdni_dvec gdni_dset1(double x) { return GDNI_DSET1(x); }
+#define gdni_dmul GDNI_NAME(dmul)
 GDNI_INLINE gdni_dvec gdni_dmul(gdni_dvec x, gdni_dvec y) {
     GDNI_EXACT
-    gdni_dvec z = {x.lo * y.lo, x.hi * y.hi};
-    GDNI_ROUNDED(z.lo)
-    GDNI_ROUNDED(z.hi)
-    return z;
-}
-GDNI_INLINE gdni_dvec gdni_dadd(gdni_dvec x, gdni_dvec y) {
-    GDNI_EXACT
-    const gdni_dvec z = {x.lo + y.lo, x.hi + y.hi};
-    return z;
-}
-GDNI_INLINE gdni_dvec gdni_dsub(gdni_dvec x, gdni_dvec y) {
-    GDNI_EXACT
-    const gdni_dvec z = {x.lo - y.lo, x.hi - y.hi};
-    return z;
-}
-GDNI_INLINE gdni_dvec gdni_ddiv(gdni_dvec x, gdni_dvec y) {
-    GDNI_EXACT
-    const gdni_dvec z = {x.lo / y.lo, x.hi / y.hi};
-    return z;
-}
-GDNI_INLINE gdni_dvec gdni_dmin(gdni_dvec x, gdni_dvec y) {
-    const gdni_dvec z = {GDNI_DMIN(x.lo, y.lo), GDNI_DMIN(x.hi, y.hi)};
-    return z;
-}
-GDNI_INLINE gdni_dvec gdni_dmax(gdni_dvec x, gdni_dvec y) {
-    const gdni_dvec z = {GDNI_DMAX(x.lo, y.lo), GDNI_DMAX(x.hi, y.hi)};
+    gdni_dvec z = x * y;
+    GDNI_ROUNDED(z);
     return z;
 }
 
 /* x where a <= b, else y. */
-GDNI_INLINE gdni_dpart gdni_dpart_select(gdni_dpart a, gdni_dpart b, gdni_dpart x, gdni_dpart y) {
-    const gdni_dpart_word where = GDNI_DWHERE(a <= b);
-    gdni_dpart_word xs, ys;
+#define gdni_dselect GDNI_NAME(dselect)
+GDNI_INLINE gdni_dvec gdni_dselect(gdni_dvec a, gdni_dvec b, gdni_dvec x, gdni_dvec y) {
+    const gdni_dword where = GDNI_DWHERE(a <= b);
+    gdni_dword xs, ys;
     memcpy(&xs, &x, sizeof xs);
     memcpy(&ys, &y, sizeof ys);
     xs = (xs & where) | (ys & ~where);
     memcpy(&x, &xs, sizeof x);
     return x;
 }
-GDNI_INLINE gdni_dvec gdni_dselect(gdni_dvec a, gdni_dvec b, gdni_dvec x, gdni_dvec y) {
-    const gdni_dvec z = {gdni_dpart_select(a.lo, b.lo, x.lo, y.lo), gdni_dpart_select(a.hi, b.hi, x.hi, y.hi)};
-    return z;
-}
-
-/* 2^n, for the integer n in the low bits of n + 1.5 * 2^52. */
-GDNI_INLINE gdni_dpart gdni_dpart_power(gdni_dpart x) {
-    gdni_dpart_word bits;
-    memcpy(&bits, &x, sizeof bits);
-    bits = (bits + 1023u) << 52;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-GDNI_INLINE gdni_dvec gdni_dpower(gdni_dvec x) {
-    const gdni_dvec y = {gdni_dpart_power(x.lo), gdni_dpart_power(x.hi)};
-    return y;
-}
 
 /* c[0] + c[1] x + ..., in pairs: half the latency of one term after the other. */
+#define gdni_pair GDNI_NAME(pair)
 GDNI_INLINE gdni_dvec gdni_pair(const double *c, gdni_dvec x) {
-    return gdni_dadd(gdni_dset1(c[0]), gdni_dmul(gdni_dset1(c[1]), x));
+    GDNI_EXACT
+    return gdni_dset1(c[0]) + gdni_dmul(gdni_dset1(c[1]), x);
 }
-
+#define gdni_cubic GDNI_NAME(cubic)
 GDNI_INLINE gdni_dvec gdni_cubic(const double *c, gdni_dvec x, gdni_dvec x2) {
-    return gdni_dadd(gdni_pair(c, x), gdni_dmul(x2, gdni_pair(c + 2, x)));
+    GDNI_EXACT
+    return gdni_pair(c, x) + gdni_dmul(x2, gdni_pair(c + 2, x));
 }
 
-/* 2^n 2^r, n = x log2(e) rounded to an integer. A float's exponential is 0 or infinite well before the clamp; NaN
- * passes through it. */
+/* 2^n 2^f, n = x log2(e) rounded to an integer, which the low bits of n + 1.5 * 2^52 hold. A float's exponential is 0
+ * or infinite well before the clamp; NaN passes through it. */
+#define gdni_exp GDNI_NAME(exp)
 GDNI_INLINE gdni_dvec gdni_exp(gdni_dvec x) {
+    GDNI_EXACT
     static const double c[] = {1.0000000005541647,   0.6931472057371958,    0.24022646890645522,   0.05550328777105325,
                                0.009618488956331182, 0.0013399931177239738, 0.00015345812161311629};
-    const gdni_dvec magic = gdni_dset1(6755399441055744.0); /* 1.5 * 2^52 */
-    const gdni_dvec y = gdni_dmax(gdni_dset1(-150.0), gdni_dmin(gdni_dset1(150.0), x));
-    const gdni_dvec z = gdni_dmul(y, gdni_dset1(1.4426950408889634)), t = gdni_dadd(z, magic);
-    const gdni_dvec r = gdni_dsub(z, gdni_dsub(t, magic)), r2 = gdni_dmul(r, r);
-    const gdni_dvec high = gdni_dadd(gdni_pair(c + 4, r), gdni_dmul(r2, gdni_dset1(c[6])));
-    const gdni_dvec p = gdni_dadd(gdni_cubic(c, r, r2), gdni_dmul(gdni_dmul(r2, r2), high));
-    return gdni_dmul(p, gdni_dpower(t));
+    const gdni_dvec magic = gdni_dset1(6755399441055744.0), low = GDNI_DMIN(gdni_dset1(150.0), x);
+    const gdni_dvec y = GDNI_DMAX(gdni_dset1(-150.0), low), z = gdni_dmul(y, gdni_dset1(1.4426950408889634));
+    const gdni_dvec n = z + magic, f = z - (n - magic), f2 = gdni_dmul(f, f);
+    const gdni_dvec high = gdni_pair(c + 4, f) + gdni_dmul(f2, gdni_dset1(c[6]));
+    const gdni_dvec p = gdni_cubic(c, f, f2) + gdni_dmul(gdni_dmul(f2, f2), high);
+    gdni_dword bits;
+    gdni_dvec power;
+    memcpy(&bits, &n, sizeof bits);
+    bits = (bits + 1023u) << 52;
+    memcpy(&power, &bits, sizeof power);
+    return gdni_dmul(p, power);
 }
 
 /* log(1 + exp(x)) = max(x, 0) + log1p(u), u = exp(-|x|). */
+#define gdni_softplus GDNI_NAME(softplus)
 GDNI_INLINE gdni_dvec gdni_softplus(gdni_dvec x) {
+    GDNI_EXACT
     static const double c[] = {0.9999999952873115,   -0.49999902420063846,  0.33329962347703024, -0.24954133016942198,
                                0.1967593625360775,   -0.15305584513080975,  0.10603642016551354, -0.05695941325358193,
                                0.019851400494396657, -0.0032440119125188237};
-    const gdni_dvec zero = gdni_dset1(0.0), u = gdni_exp(gdni_dmin(gdni_dsub(zero, x), x));
+    const gdni_dvec zero = gdni_dset1(0.0), minus = zero - x, u = gdni_exp(GDNI_DMIN(minus, x));
     const gdni_dvec u2 = gdni_dmul(u, u), u4 = gdni_dmul(u2, u2);
-    const gdni_dvec high = gdni_dadd(gdni_cubic(c + 4, u, u2), gdni_dmul(u4, gdni_pair(c + 8, u)));
-    return gdni_dadd(gdni_dmax(zero, x), gdni_dmul(u, gdni_dadd(gdni_cubic(c, u, u2), gdni_dmul(u4, high))));
+    const gdni_dvec high = gdni_cubic(c + 4, u, u2) + gdni_dmul(u4, gdni_pair(c + 8, u));
+    return GDNI_DMAX(zero, x) + gdni_dmul(u, gdni_cubic(c, u, u2) + gdni_dmul(u4, high));
 }
 
+#define gdni_sigmoid GDNI_NAME(sigmoid)
 GDNI_INLINE gdni_dvec gdni_sigmoid(gdni_dvec x) {
+    GDNI_EXACT
     const gdni_dvec one = gdni_dset1(1.0);
-    return gdni_ddiv(one, gdni_dadd(one, gdni_exp(gdni_dsub(gdni_dset1(0.0), x))));
+    return one / (one + gdni_exp(gdni_dset1(0.0) - x));
 }
 
-/* ---- Half types: the same bit patterns as gdni_from_f16, gdni_to_f16, gdni_to_bf16 ---- */
-
-GDNI_INLINE gdni_vec gdni_widen(gdni_word h, gdn_dtype dtype) {
-    const gdni_word magnitude = (h & 0x7fffu) << 13, exponent = magnitude & 0x0f800000u, sign = (h & 0x8000u) << 16;
-    gdni_vec normal, subnormal;
-    if (dtype == GDN_BF16) return gdni_floats(h << 16);
-    normal = gdni_floats(magnitude + 0x38000000u + (GDNI_WHERE(exponent == 0x0f800000u) & 0x38000000u));
-    subnormal = gdni_sub(gdni_floats(magnitude + 0x38800000u), gdni_set1(6.103515625e-5f));
-    return gdni_floats(gdni_words(gdni_select(GDNI_WHERE(exponent == 0u), subnormal, normal)) | sign);
-}
+/* ---- Elements: the same bit patterns as gdni_get_f32 and gdni_put_f32 ---- */
 
 /* The bfloat16 is the upper half of the word. */
+#define gdni_round_bf16 GDNI_NAME(round_bf16)
 GDNI_INLINE gdni_word gdni_round_bf16(gdni_vec x) {
 #ifdef GDNI_ROUND_BF16
     return (gdni_word)GDNI_ROUND_BF16(x);
 #else
-    const gdni_word bits = gdni_words(x);
+    const gdni_word bits = GDNI_WORDS(x);
     return (bits + 0x7fffu + (bits >> 16 & 1u)) | (GDNI_WHERE(x != x) & 0x7fc00000u);
 #endif
 }
 
-GDNI_INLINE gdni_word gdni_narrow(gdni_vec x, gdn_dtype dtype) {
-    if (dtype == GDN_BF16) {
-        return gdni_round_bf16(x) >> 16;
-    } else {
-        const gdni_word bits = gdni_words(x), sign = bits >> 16 & 0x8000u, a = bits & 0x7fffffffu;
-        const gdni_word nan = GDNI_WHERE(x != x);
-        gdni_word y;
-        const gdni_word huge = GDNI_WHERE(a >= 0x477ff000u), tiny = GDNI_WHERE(a < 0x38800000u);
-        const gdni_word small = gdni_words(gdni_add(gdni_floats(a), gdni_set1(0.5f))) - 0x3f000000u;
-        y = (a + 0xfffu + (a >> 13 & 1u) - 0x38000000u) >> 13;
-        y = (y & ~tiny) | (small & tiny);
-        y = (y & ~huge) | (huge & 0x7c00u);
-        return (y & ~nan) | ((0x7e00u | (a >> 13 & 0x1ffu)) & nan) | sign;
-    }
-}
-
-GDNI_INLINE gdni_vec gdni_load_vec(const char *data, gdn_dtype dtype) {
-    if (dtype == GDN_F32) {
-        gdni_vec x;
-        memcpy(&x, data, sizeof x);
-        return x;
-    } else {
-#if GDNI_LANES == 1
-        uint16_t h;
-        memcpy(&h, data, sizeof h);
-        return gdni_widen(h, dtype);
-#else
-        gdni_half h;
-        memcpy(&h, data, sizeof h);
+#define gdni_load_vec GDNI_NAME(load_vec)
+GDNI_INLINE gdni_vec gdni_load_vec(const char *data, const gdn_dtype dtype) {
+    float x[GDNI_LANES];
+#if GDNI_LANES > 1
+    gdni_half h;
+    if (dtype == GDN_BF16 || dtype == GDN_F16) memcpy(&h, data, sizeof h);
+    if (dtype == GDN_F32) return gdni_load((const float *)(const void *)data);
+    if (dtype == GDN_BF16) return GDNI_FLOATS(GDNI_TO_WORDS(h) << 16);
 #ifdef GDNI_F16_TO_F32
-        if (dtype == GDN_F16) return GDNI_F16_TO_F32(h);
+    if (dtype == GDN_F16) return GDNI_F16_TO_F32(h);
 #endif
-        return gdni_widen(GDNI_TO_WORDS(h), dtype);
 #endif
-    }
+    for (int i = 0; i < GDNI_LANES; i++) x[i] = gdni_get_f32(data, dtype, i);
+    return gdni_load(x);
 }
 
-GDNI_INLINE void gdni_store_vec(char *data, gdn_dtype dtype, gdni_vec x) {
+#define gdni_store_vec GDNI_NAME(store_vec)
+GDNI_INLINE void gdni_store_vec(char *data, const gdn_dtype dtype, gdni_vec x) {
     if (dtype == GDN_F32) {
         memcpy(data, &x, sizeof x);
-    } else {
-#if GDNI_LANES == 1
-        const uint16_t h = (uint16_t)gdni_narrow(x, dtype);
-#elif defined(GDNI_F32_TO_F16)
-        const gdni_half h = dtype == GDN_F16 ? (gdni_half)GDNI_F32_TO_F16(x) : GDNI_TO_HALVES(gdni_narrow(x, dtype));
-#else
-        const gdni_half h = GDNI_TO_HALVES(gdni_narrow(x, dtype));
-#endif
+#if GDNI_LANES > 1
+    } else if (dtype == GDN_BF16) {
+        const gdni_half h = GDNI_TO_HALVES(gdni_round_bf16(x) >> 16);
         memcpy(data, &h, sizeof h);
+#ifdef GDNI_F32_TO_F16
+    } else if (dtype == GDN_F16) {
+        const gdni_half h = (gdni_half)GDNI_F32_TO_F16(x);
+        memcpy(data, &h, sizeof h);
+#endif
+#endif
+    } else {
+        float y[GDNI_LANES];
+        gdni_store(y, x);
+        for (int i = 0; i < GDNI_LANES; i++) gdni_put_f32(data, dtype, i, y[i]);
     }
 }
 
-/* bfloat16 without shuffles: of twice as many elements as a vector has floats, the even ones make one vector and the
- * odd ones another. Vector j of a row; `dealt`: vectors 2i and 2i + 1 are dealt like that. */
-GDNI_INLINE gdni_vec gdni_load_dealt(const char *row, int j, gdn_dtype dtype, const bool dealt) {
-    gdni_word pairs;
-    if (!dealt) return gdni_load_vec(row + j * GDNI_LANES * gdni_dtype_size(dtype), dtype);
-    memcpy(&pairs, row + j / 2 * (int)sizeof pairs, sizeof pairs);
-    return gdni_floats(j % 2 == 0 ? pairs << 16 : pairs & 0xffff0000u);
+/* Two neighbouring vectors of a row of a state. bfloat16 needs no shuffles where the even elements make one vector and
+ * the odd ones the other: so the floats that meet them are dealt, too. */
+#define GDNI_DEALT(dtype) (GDNI_LANES > 1 && (dtype) == GDN_BF16)
+#define gdni_load_pair GDNI_NAME(load_pair)
+GDNI_INLINE void gdni_load_pair(const char *row, const gdn_dtype dtype, gdni_vec *x) {
+    if (GDNI_DEALT(dtype)) {
+        gdni_word pairs;
+        memcpy(&pairs, row, sizeof pairs);
+        x[0] = GDNI_FLOATS(pairs << 16);
+        x[1] = GDNI_FLOATS(pairs & 0xffff0000u);
+        return;
+    }
+    x[0] = gdni_load_vec(row, dtype);
+    x[1] = gdni_load_vec(row + GDNI_LANES * gdni_dtype_size(dtype), dtype);
 }
 
-/* Two neighbours, of which the first is vector j. */
-GDNI_INLINE void gdni_store_dealt(char *row, int j, gdni_vec even, gdni_vec odd) {
-    const gdni_word pairs = gdni_round_bf16(even) >> 16 | (gdni_round_bf16(odd) & 0xffff0000u);
-    memcpy(row + j / 2 * (int)sizeof pairs, &pairs, sizeof pairs);
+#define gdni_store_pair GDNI_NAME(store_pair)
+GDNI_INLINE void gdni_store_pair(char *row, const gdn_dtype dtype, const gdni_vec *x) {
+    if (GDNI_DEALT(dtype)) {
+        const gdni_word pairs = gdni_round_bf16(x[0]) >> 16 | (gdni_round_bf16(x[1]) & 0xffff0000u);
+        memcpy(row, &pairs, sizeof pairs);
+        return;
+    }
+    gdni_store_vec(row, dtype, x[0]);
+    gdni_store_vec(row + GDNI_LANES * gdni_dtype_size(dtype), dtype, x[1]);
 }
 
-/* Two vectors from floats in order, and back. */
-GDNI_INLINE void gdni_deal(const float *from, gdni_vec *even, gdni_vec *odd) {
-    for (int i = 0; i < 2; i++) {
-        gdni_dpart_word pairs;
+/* Floats in order to a pair as a row of `dtype` has it, and back. */
+#define gdni_deal GDNI_NAME(deal)
+GDNI_INLINE void gdni_deal(const float *from, const gdn_dtype dtype, gdni_vec *x) {
+    for (int i = 0; i < 2 && GDNI_DEALT(dtype); i++) {
+        gdni_dword pairs;
         memcpy(&pairs, from + i * GDNI_LANES, sizeof pairs);
-        const gdni_half_word e = GDNI_CONVERT(pairs, gdni_half_word), o = GDNI_CONVERT(pairs >> 32, gdni_half_word);
-        memcpy((char *)even + i * (int)sizeof e, &e, sizeof e);
-        memcpy((char *)odd + i * (int)sizeof o, &o, sizeof o);
+        const gdni_half_word even = GDNI_CONVERT(pairs, gdni_half_word),
+                             odd = GDNI_CONVERT(pairs >> 32, gdni_half_word);
+        memcpy((char *)&x[0] + i * (int)sizeof even, &even, sizeof even);
+        memcpy((char *)&x[1] + i * (int)sizeof odd, &odd, sizeof odd);
     }
+    if (GDNI_DEALT(dtype)) return;
+    x[0] = gdni_load(from), x[1] = gdni_load(from + GDNI_LANES);
 }
 
-GDNI_INLINE void gdni_undeal(const gdni_vec *even, const gdni_vec *odd, float *to) {
-    for (int i = 0; i < 2; i++) {
-        gdni_half_word e, o;
-        memcpy(&e, (const char *)even + i * (int)sizeof e, sizeof e);
-        memcpy(&o, (const char *)odd + i * (int)sizeof o, sizeof o);
-        const gdni_dpart_word pairs = GDNI_CONVERT(e, gdni_dpart_word) | GDNI_CONVERT(o, gdni_dpart_word) << 32;
+#define gdni_undeal GDNI_NAME(undeal)
+GDNI_INLINE void gdni_undeal(const gdni_vec *x, const gdn_dtype dtype, float *to) {
+    for (int i = 0; i < 2 && GDNI_DEALT(dtype); i++) {
+        gdni_half_word even, odd;
+        memcpy(&even, (const char *)&x[0] + i * (int)sizeof even, sizeof even);
+        memcpy(&odd, (const char *)&x[1] + i * (int)sizeof odd, sizeof odd);
+        const gdni_dword pairs = GDNI_CONVERT(even, gdni_dword) | GDNI_CONVERT(odd, gdni_dword) << 32;
         memcpy(to + i * GDNI_LANES, &pairs, sizeof pairs);
     }
+    if (GDNI_DEALT(dtype)) return;
+    gdni_store(to, x[0]), gdni_store(to + GDNI_LANES, x[1]);
 }
 
 /* A row of `count` elements to floats, with zeros up to `padded` (a multiple of the lanes), and back. */
+#define gdni_load_row GDNI_NAME(load_row)
 static void gdni_load_row(const void *row, gdn_dtype dtype, ptrdiff_t count, ptrdiff_t padded, float *to) {
     const char *from = (const char *)row;
-    const ptrdiff_t size = gdni_dtype_size(dtype);
     ptrdiff_t i = 0;
-    if (dtype == GDN_F32)
-        for (; i + GDNI_LANES <= count; i += GDNI_LANES) gdni_store(to + i, gdni_load_vec(from + i * 4, GDN_F32));
-    else if (dtype == GDN_BF16)
-        for (; i + GDNI_LANES <= count; i += GDNI_LANES) gdni_store(to + i, gdni_load_vec(from + i * 2, GDN_BF16));
-    else
-        for (; i + GDNI_LANES <= count; i += GDNI_LANES) gdni_store(to + i, gdni_load_vec(from + i * 2, GDN_F16));
-    for (; i < padded; i++) to[i] = i < count ? gdni_get_f32(from + i * size, dtype, 0) : 0.0f;
+#define GDNI_LOAD_ROW(type)                                                                                            \
+    for (; i + GDNI_LANES <= count; i += GDNI_LANES)                                                                   \
+        gdni_store(to + i, gdni_load_vec(from + i * gdni_dtype_size(type), type));
+    GDNI_BY_DTYPE(dtype, GDNI_LOAD_ROW)
+#undef GDNI_LOAD_ROW
+    for (; i < padded; i++) to[i] = i < count ? gdni_get_f32(from, dtype, i) : 0.0f;
 }
 
+#define gdni_store_row GDNI_NAME(store_row)
 static void gdni_store_row(void *row, gdn_dtype dtype, ptrdiff_t count, const float *from) {
     char *to = (char *)row;
     ptrdiff_t i = 0;
-    if (dtype == GDN_F32)
-        for (; i + GDNI_LANES <= count; i += GDNI_LANES) gdni_store_vec(to + i * 4, GDN_F32, gdni_load(from + i));
-    else if (dtype == GDN_BF16)
-        for (; i + GDNI_LANES <= count; i += GDNI_LANES) gdni_store_vec(to + i * 2, GDN_BF16, gdni_load(from + i));
-    else
-        for (; i + GDNI_LANES <= count; i += GDNI_LANES) gdni_store_vec(to + i * 2, GDN_F16, gdni_load(from + i));
-    if (dtype == GDN_F32) memcpy(to + i * 4, from + i, (size_t)(count - i) * 4), i = count;
-    for (; i < count; i++) {
-        const uint16_t half = dtype == GDN_BF16 ? gdni_to_bf16(from[i]) : gdni_to_f16(from[i]);
-        memcpy(to + i * 2, &half, 2);
-    }
+#define GDNI_STORE_ROW(type)                                                                                           \
+    for (; i + GDNI_LANES <= count; i += GDNI_LANES)                                                                   \
+        gdni_store_vec(to + i * gdni_dtype_size(type), type, gdni_load(from + i));
+    GDNI_BY_DTYPE(dtype, GDNI_STORE_ROW)
+#undef GDNI_STORE_ROW
+    for (; i < count; i++) gdni_put_f32(to, dtype, i, from[i]);
 }
 
 /* ---- Once per token and key head: q and k as floats, normalised ---- */
 
-enum { GDNI_NAME(parts) = GDNI_LANES16 / GDNI_LANES };
-
-/* Sixteen partial sums of each of 2 * GDNI_VK_ROWS sums, at least four, to those sums: l + (l+8), l + (l+4), l + (l+2),
- * l + (l+1). */
-GDNI_INLINE void gdni_fold(gdni_vec (*x)[GDNI_NAME(parts)], float *sums) {
+/* Folded as l + (l+8), l + (l+4), l + (l+2), l + (l+1). */
+#define gdni_fold GDNI_NAME(fold)
+GDNI_INLINE void gdni_fold(gdni_vec (*x)[gdni_parts], float *sums) {
+#ifdef GDNI_FOLD
     GDNI_EXACT
-#if defined(GDNI_FOLD_8)
-    const gdni_vec eight[] = {x[0][0], x[1][0], x[2][0], x[3][0], x[4][0], x[5][0], x[6][0], x[7][0]};
-    const gdni_vec folded = GDNI_FOLD_8(eight);
-    memcpy(sums, &folded, 8 * sizeof(float));
-#elif defined(GDNI_FOLD_TO_4)
-    gdni_store_four(
-        sums, gdni_fold_fours(GDNI_FOLD_TO_4(x[0]), GDNI_FOLD_TO_4(x[1]), GDNI_FOLD_TO_4(x[2]), GDNI_FOLD_TO_4(x[3])));
+    GDNI_FOLD(x, sums);
 #else
     for (int i = 0; i < 4; i++) {
         float y[GDNI_LANES16];
@@ -2534,33 +2521,32 @@ GDNI_INLINE void gdni_fold(gdni_vec (*x)[GDNI_NAME(parts)], float *sums) {
 #endif
 }
 
-/* Sixteen partial sums to one, in double: l + (l+8), l + (l+4), l + (l+2), l + (l+1). */
+/* The same of one sum, in double. */
+#define gdni_fold16 GDNI_NAME(fold16)
 GDNI_INLINE double gdni_fold16(const float *x) {
     GDNI_EXACT
     double y[8];
-    for (int l = 0; l < 8; l += GDNI_NAME(part)) {
-        gdni_half_vec low, high;
-        memcpy(&low, x + l, sizeof low);
-        memcpy(&high, x + l + 8, sizeof high);
-        const gdni_dpart sum = GDNI_TO_DOUBLES(low) + GDNI_TO_DOUBLES(high);
+    for (int l = 0; l < 8; l += gdni_dlanes) {
+        const gdni_dvec sum = gdni_load_double(x + l) + gdni_load_double(x + l + 8);
         memcpy(y + l, &sum, sizeof sum);
     }
     return ((y[0] + y[4]) + (y[2] + y[6])) + ((y[1] + y[5]) + (y[3] + y[7]));
 }
 
 /* Four sums over K at once: x[i].y[i]. */
+#define gdni_dot4 GDNI_NAME(dot4)
 static void gdni_dot4(const float *const *x, const float *const *y, ptrdiff_t kp, double *sums) {
-    gdni_vec part[4][GDNI_NAME(parts)];
+    gdni_vec part[4][gdni_parts];
     GDNI_UNROLL
     for (int j = 0; j < 4; j++) {
         GDNI_UNROLL
-        for (int p = 0; p < GDNI_NAME(parts); p++) part[j][p] = gdni_set1(0.0f);
+        for (int p = 0; p < gdni_parts; p++) part[j][p] = gdni_set1(0.0f);
     }
     for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES16) {
         GDNI_UNROLL
         for (int j = 0; j < 4; j++) {
             GDNI_UNROLL
-            for (int p = 0; p < GDNI_NAME(parts); p++) {
+            for (int p = 0; p < gdni_parts; p++) {
                 const ptrdiff_t at = i + p * GDNI_LANES;
                 part[j][p] = gdni_fma(gdni_load(x[j] + at), gdni_load(y[j] + at), part[j][p]);
             }
@@ -2574,9 +2560,10 @@ static void gdni_dot4(const float *const *x, const float *const *y, ptrdiff_t kp
 }
 
 /* x * factor, with the factor as the sum of two floats. */
+#define gdni_scale_row GDNI_NAME(scale_row)
 static void gdni_scale_row(float *x, double factor, ptrdiff_t kp) {
     GDNI_EXACT
-    GDNI_ROUNDED(factor)
+    GDNI_ROUNDED(factor);
     const float high = factor > (double)FLT_MAX ? FLT_MAX : (float)factor;
     const float low = factor > (double)FLT_MAX ? 0.0f : (float)(factor - (double)high);
     for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES) {
@@ -2585,12 +2572,15 @@ static void gdni_scale_row(float *x, double factor, ptrdiff_t kp) {
     }
 }
 
-static void gdni_prepare_qk(const gdn_params *r, const gdni_sequence *s, ptrdiff_t h, ptrdiff_t t0, ptrdiff_t count,
-                            const gdni_workspace *w) {
+/* Tokens t0 to t0 + count: q, k and q.k. */
+#define gdni_prepare_qk GDNI_NAME(prepare_qk)
+static void gdni_prepare_qk(const gdni_run *u, ptrdiff_t t0, ptrdiff_t count) {
+    const gdn_params *r = u->r;
+    const gdni_workspace *w = u->w;
     const ptrdiff_t kp = w->kp, last = count - 1;
     for (ptrdiff_t t = 0; t < count; t++) {
-        gdni_load_row(gdni_row(&r->q, s, t0 + t, h), r->q.dtype, r->head_k_dim, kp, w->q + t * kp);
-        gdni_load_row(gdni_row(&r->k, s, t0 + t, h), r->k.dtype, r->head_k_dim, kp, w->k + t * kp);
+        gdni_load_row(gdni_row(&r->q, &u->s, t0 + t, u->key_head), r->q.dtype, r->head_k_dim, kp, w->q + t * kp);
+        gdni_load_row(gdni_row(&r->k, &u->s, t0 + t, u->key_head), r->k.dtype, r->head_k_dim, kp, w->k + t * kp);
     }
     for (ptrdiff_t t = 0; t < count; t += 2) {
         const ptrdiff_t next = gdni_min(t + 1, last) * kp;
@@ -2620,67 +2610,89 @@ static void gdni_prepare_qk(const gdn_params *r, const gdni_sequence *s, ptrdiff
 
 /* ---- Once per token and value head: decay and beta ---- */
 
-/* In place, for `count` values of the gate's input x = a; bias is one vector for all of them (bias_step 0) or as long as
- * x (1). No choice inside a loop: one loop for each way. */
-static void gdni_decays(const gdn_params *r, ptrdiff_t hv, const float *bias, ptrdiff_t bias_step, ptrdiff_t count,
+/* exp(A_log) of a head. */
+#define gdni_exp_A_log GDNI_NAME(exp_A_log)
+static double gdni_exp_A_log(const gdn_params *r, ptrdiff_t hv) {
+    const float A_log = gdni_get_f32(r->A_log.data, r->A_log.dtype, hv * r->A_log.head_stride);
+    const gdni_dvec A = gdni_exp(gdni_dset1((double)A_log));
+    double first;
+    memcpy(&first, &A, sizeof first);
+    return first;
+}
+
+/* In place, for `count` values of the gate's input x = a; bias is one vector for all of them (bias_step 0) or as long
+ * as x (1). No choice inside a loop: one loop for each way. */
+#define gdni_decays GDNI_NAME(decays)
+static void gdni_decays(const gdn_params *r, double exp_A_log, const float *bias, ptrdiff_t bias_step, ptrdiff_t count,
                         float *x) {
+    GDNI_EXACT
+    const gdni_dvec A = gdni_dset1(exp_A_log);
     const gdni_dvec beta = gdni_dset1(r->softplus_beta), inverse = gdni_dset1(-1.0 / r->softplus_beta);
     const gdni_dvec threshold = gdni_dset1(r->softplus_threshold), lower_bound = gdni_dset1(r->lower_bound);
-    gdni_dvec A;
-    if (r->gate_input == GDN_GATE_DECAY) return;
-    if (r->gate_input == GDN_GATE_LOG) {
-        for (ptrdiff_t i = 0; i < count; i += GDNI_NAME(dlanes))
-            gdni_store_double(x + i, gdni_exp(gdni_load_double(x + i)));
+    switch (r->gate_input) {
+    case GDN_GATE_DECAY: return;
+    case GDN_GATE_LOG:
+        for (ptrdiff_t i = 0; i < count; i += gdni_dlanes) gdni_store_double(x + i, gdni_exp(gdni_load_double(x + i)));
         return;
+    case GDN_GATE_RAW: break;
     }
-    A = gdni_exp(gdni_dset1((double)gdni_get_f32(r->A_log.data, r->A_log.dtype, hv * r->A_log.head_stride)));
     if (r->has_lower_bound) {
-        for (ptrdiff_t i = 0; i < count; i += GDNI_NAME(dlanes)) {
-            const gdni_dvec y = gdni_dadd(gdni_load_double(x + i), gdni_load_double(bias + i * bias_step));
+        for (ptrdiff_t i = 0; i < count; i += gdni_dlanes) {
+            const gdni_dvec y = gdni_load_double(x + i) + gdni_load_double(bias + i * bias_step);
             gdni_store_double(x + i, gdni_exp(gdni_dmul(lower_bound, gdni_sigmoid(gdni_dmul(A, y)))));
         }
         return;
     }
-    for (ptrdiff_t i = 0; i < count; i += GDNI_NAME(dlanes)) {
-        const gdni_dvec y = gdni_dadd(gdni_load_double(x + i), gdni_load_double(bias + i * bias_step));
+    for (ptrdiff_t i = 0; i < count; i += gdni_dlanes) {
+        const gdni_dvec y = gdni_load_double(x + i) + gdni_load_double(bias + i * bias_step);
         const gdni_dvec by = gdni_dmul(beta, y), curved = gdni_dselect(by, threshold, gdni_softplus(by), by);
         gdni_store_double(x + i, gdni_exp(gdni_dmul(A, gdni_dmul(inverse, curved))));
     }
 }
 
+#define gdni_betas GDNI_NAME(betas)
 static void gdni_betas(const gdn_params *r, ptrdiff_t count, float *x) {
     const gdni_dvec factor = gdni_dset1(r->allow_neg_eigval ? 2.0 : 1.0);
-    if (r->b.data != NULL && r->beta_input == GDN_BETA_RAW)
-        for (ptrdiff_t i = 0; i < count; i += GDNI_NAME(dlanes))
+    switch (r->b.data == NULL ? GDN_BETA_GIVEN : r->beta_input) {
+    case GDN_BETA_RAW:
+        for (ptrdiff_t i = 0; i < count; i += gdni_dlanes)
             gdni_store_double(x + i, gdni_dmul(factor, gdni_sigmoid(gdni_load_double(x + i))));
-    else
-        for (ptrdiff_t i = 0; i < count; i += GDNI_NAME(dlanes))
+        break;
+    case GDN_BETA_GIVEN:
+        for (ptrdiff_t i = 0; i < count; i += gdni_dlanes)
             gdni_store_double(x + i, gdni_dmul(factor, gdni_load_double(x + i)));
+        break;
+    }
 }
 
-static void gdni_prepare_gates(const gdn_params *r, const gdni_sequence *s, ptrdiff_t hv, ptrdiff_t t0, ptrdiff_t count,
-                               const gdni_workspace *w) {
+#define gdni_prepare_gates GDNI_NAME(prepare_gates)
+static void gdni_prepare_gates(const gdni_run *u, ptrdiff_t hv, ptrdiff_t t0, ptrdiff_t count) {
+    const gdn_params *r = u->r;
+    const gdni_workspace *w = u->w;
     const ptrdiff_t K = r->head_k_dim, kp = w->kp, bias_at = hv * r->dt_bias.head_stride;
-    const ptrdiff_t bias_size = r->gate_input == GDN_GATE_RAW ? gdni_dtype_size(r->dt_bias.dtype) : 0;
-    const char *bias = (const char *)r->dt_bias.data;
+    const bool raw = gdni_raw_gates(r);
+    const double A = raw ? gdni_exp_A_log(r, hv) : 0.0;
     if (!r->beta_per_column) {
         for (ptrdiff_t t = 0; t < count; t++)
-            w->beta[t] = r->b.data == NULL ? 1.0f : gdni_get_f32(gdni_row(&r->b, s, t0 + t, hv), r->b.dtype, 0);
+            w->beta[t] = r->b.data == NULL ? 1.0f : gdni_get_f32(gdni_row(&r->b, &u->s, t0 + t, hv), r->b.dtype, 0);
         gdni_betas(r, count, w->beta);
     }
     if (!r->is_kda) {
-        for (ptrdiff_t i = 0; i < GDNI_NAME(dlanes) && bias_size != 0; i++)
-            w->bias[i] = gdni_get_f32(bias, r->dt_bias.dtype, bias_at);
-        for (ptrdiff_t t = 0; t < count; t++) w->gate[t] = gdni_get_f32(gdni_row(&r->a, s, t0 + t, hv), r->a.dtype, 0);
-        gdni_decays(r, hv, w->bias, 0, count, w->gate);
+        for (ptrdiff_t i = 0; i < GDNI_LANES16 && raw; i++)
+            w->bias[i] = gdni_get_f32(r->dt_bias.data, r->dt_bias.dtype, bias_at);
+        for (ptrdiff_t t = 0; t < count; t++)
+            w->gate[t] = gdni_get_f32(gdni_row(&r->a, &u->s, t0 + t, hv), r->a.dtype, 0);
+        gdni_decays(r, A, w->bias, 0, count, w->gate);
         return;
     }
-    if (bias_size != 0) gdni_load_row(bias + bias_at * bias_size, r->dt_bias.dtype, K, kp, w->bias);
+    if (raw)
+        gdni_load_row((const char *)r->dt_bias.data + bias_at * gdni_dtype_size(r->dt_bias.dtype), r->dt_bias.dtype, K,
+                      kp, w->bias);
     for (ptrdiff_t t = 0; t < count; t++) {
         float *decay = w->decay + t * kp;
         const float *q = w->q + t * kp, *k = w->k + t * kp;
-        gdni_load_row(gdni_row(&r->a, s, t0 + t, hv), r->a.dtype, K, kp, decay);
-        gdni_decays(r, hv, w->bias, 1, kp, decay);
+        gdni_load_row(gdni_row(&r->a, &u->s, t0 + t, hv), r->a.dtype, K, kp, decay);
+        gdni_decays(r, A, w->bias, 1, kp, decay);
         for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES) {
             gdni_store(w->kd + t * kp + i, gdni_mul(gdni_load(decay + i), gdni_load(k + i)));
             gdni_store(w->qd + t * kp + i, gdni_mul(gdni_load(decay + i), gdni_load(q + i)));
@@ -2688,151 +2700,48 @@ static void gdni_prepare_gates(const gdn_params *r, const gdni_sequence *s, ptrd
     }
 }
 
-/* ---- The sweep: one pass over a tile updates it for token t and takes the two sums of token t+1 ---- */
+/* v is gathered and o scattered for all strips of a run at once, where nothing waits for them. */
+#define gdni_gather_v GDNI_NAME(gather_v)
+static void gdni_gather_v(const gdni_run *u, ptrdiff_t t0, ptrdiff_t count) {
+    const gdn_tensor *v = &u->r->v;
+    for (ptrdiff_t t = 0; t < count; t++)
+        for (const gdni_strip *x = u->strips; x < u->strips + u->num_strips; x++)
+            gdni_load_row((const char *)gdni_row(v, &u->s, t0 + t, x->value_head) + x->c0 * gdni_dtype_size(v->dtype),
+                          v->dtype, x->c1 - x->c0, gdni_round_up(x->c1 - x->c0, GDNI_SLICE), x->v + t * u->w->columns);
+}
 
-/* What a sweep reads and leaves. update: s = fma(k_i, d, decay_i * s). sums: A and B over kn_i * s and qn_i * s. */
-typedef struct GDNI_NAME(sweep_args) {
-    const float *k, *decay, *d, *kn, *qn;
+#define gdni_scatter_o GDNI_NAME(scatter_o)
+static void gdni_scatter_o(const gdni_run *u, ptrdiff_t t0, ptrdiff_t count) {
+    for (ptrdiff_t t = 0; t < count; t++)
+        for (const gdni_strip *x = u->strips; x < u->strips + u->num_strips; x++)
+            gdni_store_row(gdni_output_row(u->r, &u->s, t0 + t, x->value_head, x->c0), u->r->o.dtype, x->c1 - x->c0,
+                           x->o + t * u->w->columns);
+}
+
+/* ---- One token of a strip: the sums A and B of the state before it, then d and o, then the update ---- */
+
+/* What a token of a strip reads and writes. Sums: A and B over kn_i * s and qn_i * s. Then d = beta * (v - factor A),
+ * with beta in d before, and o = factor B + (q.k) d. Update: s = fma(k_i, d, decay_i * s). Where the state lies in a
+ * pool: its rows, `pitch` bytes apart, where they go, and those that are worked on next (or NULL). */
+#define gdni_step GDNI_NAME(step)
+typedef struct gdni_step {
+    const float *kn, *qn, *k, *decay, *v;
     ptrdiff_t decay_stride; /* 0: one decay for all rows */
-    float *A, *B;
-} GDNI_NAME(sweep_args);
-#define gdni_sweep_args GDNI_NAME(sweep_args)
+    float *A, *B, *d, *o, factor, qk;
+    const char *from, *next;
+    char *to;
+    ptrdiff_t pitch;
+} gdni_step;
 
-/* A tile is nv vectors of columns wide, held as [rows][nv vectors]. `sixteen`: sixteen partial sums over the rows,
- * taken in the order in which they can be folded as they come (0+8, 4+12, their sum, ...). */
-GDNI_INLINE void gdni_sweep(const gdni_sweep_args *x, float *tile, ptrdiff_t rows, const int nv, const bool update,
-                            const bool sums, const bool sixteen) {
-    static const unsigned char order[GDNI_LANES16] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
-    const int groups = sixteen && sums ? GDNI_LANES16 : 1;
-    const float *k = x->k, *decay = x->decay, *kn = x->kn, *qn = x->qn;
-    const ptrdiff_t decay_stride = x->decay_stride;
-    gdni_vec A[4], B[4], d[4], open_A[4][4], open_B[4][4];
-    GDNI_UNROLL
-    for (int j = 0; j < nv && update; j++) d[j] = gdni_load(x->d + j * GDNI_LANES);
-    for (int group = 0; group < groups; group++) {
-        GDNI_UNROLL
-        for (int j = 0; j < nv && sums; j++) A[j] = B[j] = gdni_set1(0.0f);
-        for (ptrdiff_t i = order[group]; i < rows; i += groups) {
-            float *row = tile + i * nv * GDNI_LANES;
-            const gdni_vec k_i = gdni_set1(update ? k[i] : 0.0f),
-                           decay_i = gdni_set1(update ? decay[i * decay_stride] : 0.0f);
-            const gdni_vec kn_i = gdni_set1(sums ? kn[i] : 0.0f), qn_i = gdni_set1(sums ? qn[i] : 0.0f);
-            GDNI_UNROLL
-            for (int j = 0; j < nv; j++) {
-                gdni_vec s = gdni_load(row + j * GDNI_LANES);
-                if (update) {
-                    s = gdni_fma(k_i, d[j], gdni_mul(decay_i, s));
-                    gdni_store(row + j * GDNI_LANES, s);
-                }
-                if (sums) {
-                    A[j] = gdni_fma(kn_i, s, A[j]);
-                    B[j] = gdni_fma(qn_i, s, B[j]);
-                }
-            }
-        }
-        if (groups == 1) break;
-        for (int level = 0, open = group; level < 4; level++, open >>= 1) {
-            GDNI_UNROLL
-            for (int j = 0; j < nv; j++) {
-                if (open & 1) {
-                    A[j] = gdni_add(open_A[level][j], A[j]);
-                    B[j] = gdni_add(open_B[level][j], B[j]);
-                } else {
-                    open_A[level][j] = A[j];
-                    open_B[level][j] = B[j];
-                }
-            }
-            if (!(open & 1)) break;
-        }
-    }
-    GDNI_UNROLL
-    for (int j = 0; j < nv && sums; j++) {
-        gdni_store(x->A + j * GDNI_LANES, A[j]);
-        gdni_store(x->B + j * GDNI_LANES, B[j]);
-    }
-}
-
-/* Copies the columns of a segment from a state matrix (NULL: zeros) into its tile, or (store) back. */
-static void gdni_move_tile(const gdn_params *r, gdni_matrix m, const gdni_segment *x, bool store,
-                           const gdni_workspace *w) {
-    const ptrdiff_t K = r->head_k_dim, size = gdni_dtype_size(m.dtype);
-    const ptrdiff_t count = x->c1 - x->c0, width = gdni_round_up(count, GDNI_LANES);
-    if (m.data == NULL) {
-        if (!store) memset(x->tile, 0, (size_t)(width * K) * sizeof(float));
-        return;
-    }
-    if (r->state_layout == GDN_STATE_KV) {
-        for (ptrdiff_t i = 0; i < K; i++) {
-            char *row = m.data + (i * r->head_v_dim + x->c0) * size;
-            if (store)
-                gdni_store_row(row, m.dtype, count, x->tile + i * width);
-            else
-                gdni_load_row(row, m.dtype, count, width, x->tile + i * width);
-        }
-        return;
-    }
-    for (ptrdiff_t j = 0; j < width; j += 4) {
-        const ptrdiff_t rows = gdni_min(4, width - j);
-        if (store) gdni_transpose(x->tile + j, width, K, rows, w->rows, w->kp);
-        for (ptrdiff_t i = 0; i < rows; i++) {
-            float *row = w->rows + i * w->kp;
-            if (j + i >= count && !store)
-                memset(row, 0, (size_t)K * sizeof(float));
-            else if (j + i < count && store)
-                gdni_store_row(m.data + (x->c0 + j + i) * K * size, m.dtype, K, row);
-            else if (j + i < count)
-                gdni_load_row(m.data + (x->c0 + j + i) * K * size, m.dtype, K, K, row);
-        }
-        if (!store) gdni_transpose(w->rows, w->kp, rows, K, x->tile + j, width);
-    }
-}
-
-/* From the sums of a token, A and B, to its d = beta * (v - factor A) and its output o = factor B + (q.k) d. */
-GDNI_INLINE gdni_vec gdni_finish(gdni_vec factor, gdni_vec qk, gdni_vec beta, gdni_vec A, gdni_vec B, const float *v,
-                                 float *o) {
-    const gdni_vec d = gdni_mul(beta, gdni_fma(gdni_sub(gdni_set1(0.0f), factor), A, gdni_load(v)));
-    gdni_store(o, gdni_fma(qk, d, gdni_mul(factor, B)));
-    return d;
-}
-
-/* The betas of a segment's columns at token t, which is token `at` of its block, in w->d. */
-static void gdni_column_betas(const gdn_params *r, const gdni_sequence *s, const gdni_segment *x, ptrdiff_t t,
-                              ptrdiff_t at, const gdni_workspace *w) {
-    const ptrdiff_t columns = x->c1 - x->c0, width = gdni_round_up(columns, GDNI_LANES);
-    if (r->beta_per_column) {
-        const char *b = (const char *)gdni_row(&r->b, s, t, x->value_head);
-        gdni_load_row(b + x->c0 * gdni_dtype_size(r->b.dtype), r->b.dtype, columns, width, w->d);
-        gdni_betas(r, width, w->d);
-        return;
-    }
-    for (ptrdiff_t c = 0; c < width; c += GDNI_LANES) gdni_store(w->d + c, gdni_set1(w->beta[at]));
-}
-
-/* v is gathered and o scattered for all heads of a group at once, where nothing waits for them. */
-static void gdni_gather_v(const gdn_params *r, const gdni_group *g, ptrdiff_t t0, ptrdiff_t count) {
-    const ptrdiff_t size = gdni_dtype_size(r->v.dtype);
-    for (ptrdiff_t t = 0; t < count; t++)
-        for (const gdni_segment *x = g->heads; x < g->heads + g->num_heads; x++) {
-            const ptrdiff_t columns = x->c1 - x->c0, padded = gdni_round_up(columns, GDNI_LANES);
-            const char *v = (const char *)gdni_row(&r->v, &g->s, t0 + t, x->value_head) + x->c0 * size;
-            gdni_load_row(v, r->v.dtype, columns, padded, x->v + t * x->pitch);
-        }
-}
-
-static void gdni_scatter_o(const gdn_params *r, const gdni_group *g, ptrdiff_t t0, ptrdiff_t count) {
-    const ptrdiff_t size = gdni_dtype_size(r->o.dtype);
-    for (ptrdiff_t t = 0; t < count; t++)
-        for (const gdni_segment *x = g->heads; x < g->heads + g->num_heads; x++)
-            gdni_store_row(gdni_output_row(r, &g->s, t0 + t, x->value_head) + x->c0 * size, r->o.dtype, x->c1 - x->c0,
-                           x->o + t * x->pitch);
-}
-
-/* A decay of 0 must forget a state whose sums overflow, and 0 times that is not 0: it goes into k and q first. */
-static void gdni_aim_sums(const gdn_params *r, gdni_sweep_args *x, ptrdiff_t t, const gdni_workspace *w) {
+/* For the sums of token t of a block. A decay of 0 must forget a state whose sums overflow, and 0 times that is not 0:
+ * it goes into k and q first. */
+#define gdni_aim_sums GDNI_NAME(aim_sums)
+static void gdni_aim_sums(const gdni_run *u, gdni_step *x, ptrdiff_t t) {
+    const gdni_workspace *w = u->w;
     const ptrdiff_t at = t * w->kp;
-    x->kn = (r->is_kda ? w->kd : w->k) + at;
-    x->qn = (r->is_kda ? w->qd : w->q) + at;
-    if (r->is_kda || w->gate[t] != 0) return;
+    x->kn = (u->r->is_kda ? w->kd : w->k) + at;
+    x->qn = (u->r->is_kda ? w->qd : w->q) + at;
+    if (u->r->is_kda || w->gate[t] != 0) return;
     for (ptrdiff_t i = 0; i < w->kp; i += GDNI_LANES) {
         gdni_store(w->kd + i, gdni_mul(gdni_set1(w->gate[t]), gdni_load(w->k + at + i)));
         gdni_store(w->qd + i, gdni_mul(gdni_set1(w->gate[t]), gdni_load(w->q + at + i)));
@@ -2841,150 +2750,314 @@ static void gdni_aim_sums(const gdn_params *r, gdni_sweep_args *x, ptrdiff_t t, 
     x->qn = w->qd;
 }
 
-static void gdni_aim_update(const gdn_params *r, gdni_sweep_args *x, ptrdiff_t t, const gdni_workspace *w) {
-    x->k = w->k + t * w->kp;
-    x->decay = r->is_kda ? w->decay + t * w->kp : &w->gate[t];
-    x->decay_stride = r->is_kda ? 1 : 0;
+/* For all the rest of token t of a block, t0 + t of its sequence. */
+#define gdni_aim GDNI_NAME(aim)
+static void gdni_aim(const gdni_run *u, const gdni_strip *x, gdni_step *step, ptrdiff_t t0, ptrdiff_t t) {
+    const gdn_params *r = u->r;
+    const gdni_workspace *w = u->w;
+    const ptrdiff_t columns = x->c1 - x->c0, padded = gdni_round_up(columns, GDNI_SLICE);
+    step->k = w->k + t * w->kp;
+    step->decay = r->is_kda ? w->decay + t * w->kp : &w->gate[t];
+    step->decay_stride = r->is_kda ? 1 : 0;
+    step->A = x->A, step->B = x->B, step->d = w->d;
+    step->v = x->v + t * w->columns, step->o = x->o + t * w->columns;
+    step->factor = r->is_kda ? 1.0f : w->gate[t], step->qk = w->qk[t];
+    if (r->beta_per_column) {
+        const char *b = (const char *)gdni_row(&r->b, &u->s, t0 + t, x->value_head);
+        gdni_load_row(b + x->c0 * gdni_dtype_size(r->b.dtype), r->b.dtype, columns, padded, w->d);
+        gdni_betas(r, padded, w->d);
+    } else
+        for (ptrdiff_t c = 0; c < padded; c += GDNI_LANES) gdni_store(w->d + c, gdni_set1(w->beta[t]));
 }
 
-/* What to ask for while a tile is worked on: of each token of the block its own rows of o, and every `parts`-th row of
- * what is prepared next, tokens t0 and on of a group. */
-typedef struct GDNI_NAME(ahead) {
-    const gdni_group *group;
-    ptrdiff_t t0, part, parts;
-} GDNI_NAME(ahead);
-#define gdni_ahead GDNI_NAME(ahead)
+/* d and o of a vector of columns, from column c of the strip on. */
+#define gdni_finish GDNI_NAME(finish)
+GDNI_INLINE gdni_vec gdni_finish(const gdni_step *x, ptrdiff_t c) {
+    const gdni_vec factor = gdni_set1(x->factor), minus = gdni_set1(0.0f - x->factor);
+    const gdni_vec v = gdni_fma(minus, gdni_load(x->A + c), gdni_load(x->v + c)), d = gdni_mul(gdni_load(x->d + c), v);
+    gdni_store(x->o + c, gdni_fma(gdni_set1(x->qk), d, gdni_mul(factor, gdni_load(x->B + c))));
+    gdni_store(x->d + c, d);
+    return d;
+}
 
-/* Tokens t0 to t0 + count of a tile, whose q, k, v and gates are prepared, and q, k and gates of the token after them.
- */
-GDNI_INLINE void gdni_run_tokens(const gdn_params *r, const gdni_group *g, const gdni_segment *x, ptrdiff_t t0,
-                                 ptrdiff_t count, const gdni_ahead *ahead, const gdni_workspace *w, const int nv,
-                                 const bool sixteen) {
-    const gdni_sequence *s = &g->s;
-    const ptrdiff_t K = r->head_k_dim, size = gdni_dtype_size(r->o.dtype);
-    const bool tree = r->retrieve_parent_token.data != NULL && s->row >= 0;
-    const bool every_step = s->row >= 0 || r->ssm_state_indices.data != NULL;
-    bool have_sums = t0 > 0 && !tree; /* A and B are those of token t, from the sweep for the one before */
-    const float *v = x->v;
-    float *o = x->o, *A = x->A, *B = x->B, *d = w->d;
-    gdni_sweep_args args;
-    memset(&args, 0, sizeof args);
-    args.A = A, args.B = B, args.d = d;
-    for (ptrdiff_t t = 0; t < count; t++, v += x->pitch, o += x->pitch) {
-        const int64_t parent = tree ? gdni_parent(r, s, g->n, t0 + t) : -1;
-        const gdni_vec factor = gdni_set1(r->is_kda ? 1.0f : w->gate[t]), qk = gdni_set1(w->qk[t]);
-        if (parent >= 0) gdni_move_tile(r, gdni_cache_matrix(r, s->row, parent, x->value_head), x, false, w);
-        if (!have_sums) {
-            gdni_aim_sums(r, &args, t, w);
-            gdni_sweep(&args, x->tile, K, nv, false, true, sixteen);
-        }
-        gdni_column_betas(r, s, x, t0 + t, t, w);
+/* ---- Many tokens: the state stays in tiles in first-level cache; one sweep over a tile finishes a token, updates the
+ * tile for it and takes the sums of the next ---- */
+
+/* Rows first, first + step, ... of a tile of nv vectors a row: the sums of these rows, and their update. */
+#define gdni_sweep_rows GDNI_NAME(sweep_rows)
+GDNI_INLINE void gdni_sweep_rows(const gdni_step *x, float *tile, ptrdiff_t first, ptrdiff_t step, ptrdiff_t rows,
+                                 const int nv, const bool update, const bool sums, const gdni_vec *d, gdni_vec *A,
+                                 gdni_vec *B) {
+    const float *k = x->k, *decay = x->decay, *kn = x->kn, *qn = x->qn;
+    const ptrdiff_t decay_stride = x->decay_stride;
+    GDNI_UNROLL
+    for (int j = 0; j < nv && sums; j++) A[j] = B[j] = gdni_set1(0.0f);
+    for (ptrdiff_t i = first; i < rows; i += step) {
+        float *row = tile + i * nv * GDNI_LANES;
+        const gdni_vec k_i = gdni_set1(update ? k[i] : 0.0f);
+        const gdni_vec decay_i = gdni_set1(update ? decay[i * decay_stride] : 0.0f);
+        const gdni_vec kn_i = gdni_set1(sums ? kn[i] : 0.0f), qn_i = gdni_set1(sums ? qn[i] : 0.0f);
         GDNI_UNROLL
         for (int j = 0; j < nv; j++) {
-            const int at = j * GDNI_LANES;
-            gdni_store(d + at, gdni_finish(factor, qk, gdni_load(d + at), gdni_load(A + at), gdni_load(B + at), v + at,
-                                           o + at));
+            gdni_vec s = gdni_load(row + j * GDNI_LANES);
+            if (update) {
+                s = gdni_fma(k_i, d[j], gdni_mul(decay_i, s));
+                gdni_store(row + j * GDNI_LANES, s);
+            }
+            if (sums) {
+                A[j] = gdni_fma(kn_i, s, A[j]);
+                B[j] = gdni_fma(qn_i, s, B[j]);
+            }
         }
-        gdni_prefetch(gdni_output_row(r, s, t0 + t, x->value_head) + x->c0 * size, (x->c1 - x->c0) * size);
-        gdni_fetch(r, ahead->group, ahead->t0 + t, ahead->part, ahead->parts);
-        have_sums = t0 + t + 1 < s->length && !tree;
-        gdni_aim_update(r, &args, t, w);
-        if (have_sums) {
-            gdni_aim_sums(r, &args, t + 1, w);
-            gdni_sweep(&args, x->tile, K, nv, true, true, sixteen);
-        } else
-            gdni_sweep(&args, x->tile, K, nv, true, false, sixteen);
-        if (every_step) gdni_move_tile(r, gdni_cache_matrix(r, s->row, t0 + t, x->value_head), x, true, w);
-        if (every_step || t0 + t + 1 == s->length)
-            gdni_move_tile(r, gdni_pool_matrix(r, gdni_step_slot(r, s, g->n, t0 + t), x->value_head), x, true, w);
     }
 }
 
-static void gdni_run_tile(const gdn_params *r, const gdni_group *g, const gdni_segment *x, ptrdiff_t t0,
-                          ptrdiff_t count, const gdni_ahead *ahead, const gdni_workspace *w) {
-    const ptrdiff_t nv = (x->c1 - x->c0 - 1) / GDNI_LANES + 1;
-    const bool vk = r->state_layout == GDN_STATE_VK;
-    if (nv == 4 && vk)
-        gdni_run_tokens(r, g, x, t0, count, ahead, w, 4, true);
-    else if (nv == 4)
-        gdni_run_tokens(r, g, x, t0, count, ahead, w, 4, false);
-    else if (nv == 3 && vk)
-        gdni_run_tokens(r, g, x, t0, count, ahead, w, 3, true);
-    else if (nv == 3)
-        gdni_run_tokens(r, g, x, t0, count, ahead, w, 3, false);
-    else if (nv == 2 && vk)
-        gdni_run_tokens(r, g, x, t0, count, ahead, w, 2, true);
-    else if (nv == 2)
-        gdni_run_tokens(r, g, x, t0, count, ahead, w, 2, false);
-    else if (vk)
-        gdni_run_tokens(r, g, x, t0, count, ahead, w, 1, true);
+/* Partial sums that wait for others to be added to: where bit l of `count` is set, level l holds the sum of 2^l of
+ * them. */
+#define gdni_stack GDNI_NAME(stack)
+typedef struct gdni_stack {
+    gdni_vec A[5][4], B[5][4];
+    unsigned count;
+} gdni_stack;
+
+/* Adds to A and B what waits for them, and lets them wait: after the sixteenth they are the sums. */
+#define gdni_push GDNI_NAME(push)
+GDNI_INLINE void gdni_push(gdni_stack *x, const int nv, gdni_vec *A, gdni_vec *B) {
+    GDNI_EXACT
+    int level = 0;
+    for (; x->count >> level & 1u; level++) {
+        GDNI_UNROLL
+        for (int j = 0; j < nv; j++) A[j] = x->A[level][j] + A[j], B[j] = x->B[level][j] + B[j];
+    }
+    GDNI_UNROLL
+    for (int j = 0; j < nv; j++) x->A[level][j] = A[j], x->B[level][j] = B[j];
+    x->count++;
+}
+
+/* `sixteen`: sixteen partial sums over the rows, in the order in which they can be added up as they come. */
+#define gdni_sweep_tile GDNI_NAME(sweep_tile)
+GDNI_INLINE void gdni_sweep_tile(const gdni_step *x, float *tile, ptrdiff_t rows, const int nv, const bool update,
+                                 const bool sums, const bool sixteen) {
+    static const unsigned char order[GDNI_LANES16] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
+    gdni_vec A[4], B[4], d[4];
+    GDNI_UNROLL
+    for (int j = 0; j < nv && update; j++) d[j] = gdni_finish(x, j * GDNI_LANES);
+    if (sixteen) {
+        gdni_stack waiting;
+        waiting.count = 0;
+        for (int i = 0; i < GDNI_LANES16; i++) {
+            gdni_sweep_rows(x, tile, order[i], GDNI_LANES16, rows, nv, update, sums, d, A, B);
+            gdni_push(&waiting, nv, A, B);
+        }
+    } else
+        gdni_sweep_rows(x, tile, 0, 1, rows, nv, update, sums, d, A, B);
+    GDNI_UNROLL
+    for (int j = 0; j < nv && sums; j++) {
+        gdni_store(x->A + j * GDNI_LANES, A[j]);
+        gdni_store(x->B + j * GDNI_LANES, B[j]);
+    }
+}
+
+#define gdni_sweep_width GDNI_NAME(sweep_width)
+GDNI_INLINE void gdni_sweep_width(const gdni_step *x, float *tile, ptrdiff_t rows, const int nv, bool update, bool sums,
+                                  bool sixteen) {
+    if (!sums)
+        gdni_sweep_tile(x, tile, rows, nv, true, false, false);
+    else if (update && sixteen)
+        gdni_sweep_tile(x, tile, rows, nv, true, true, true);
+    else if (update)
+        gdni_sweep_tile(x, tile, rows, nv, true, true, false);
+    else if (sixteen)
+        gdni_sweep_tile(x, tile, rows, nv, false, true, true);
     else
-        gdni_run_tokens(r, g, x, t0, count, ahead, w, 1, false);
+        gdni_sweep_tile(x, tile, rows, nv, false, true, false);
+}
+
+/* Vectors in a row of a strip's tile: 4, or 2. Narrower, a tile would wait for its own sums. */
+#define gdni_tile_vectors GDNI_NAME(tile_vectors)
+GDNI_INLINE int gdni_tile_vectors(const gdni_strip *x) { return x->c1 - x->c0 > 2 * GDNI_LANES ? 4 : 2; }
+
+#define gdni_sweep GDNI_NAME(sweep)
+static void gdni_sweep(const gdni_run *u, const gdni_strip *tile, const gdni_step *x, bool update, bool sums) {
+    const bool sixteen = gdni_vk_states(u->r);
+    if (gdni_tile_vectors(tile) == 4)
+        gdni_sweep_width(x, tile->tile, u->r->head_k_dim, 4, update, sums, sixteen);
+    else
+        gdni_sweep_width(x, tile->tile, u->r->head_k_dim, 2, update, sums, sixteen);
+}
+
+/* Copies the columns of a tile from a state matrix (NULL: zeros), or (store) back. */
+#define gdni_move_tile GDNI_NAME(move_tile)
+static void gdni_move_tile(const gdni_run *u, gdni_matrix m, const gdni_strip *x, bool store) {
+    const ptrdiff_t K = u->r->head_k_dim, size = gdni_dtype_size(m.dtype), kp = u->w->kp;
+    const ptrdiff_t count = x->c1 - x->c0, width = gdni_tile_vectors(x) * GDNI_LANES;
+    if (m.data == NULL) {
+        if (!store) memset(x->tile, 0, (size_t)(width * K) * sizeof(float));
+        return;
+    }
+    if (!gdni_vk_states(u->r)) {
+        for (ptrdiff_t i = 0; i < K; i++) {
+            char *row = m.data + (i * u->r->head_v_dim + x->c0) * size;
+            if (store)
+                gdni_store_row(row, m.dtype, count, x->tile + i * width);
+            else
+                gdni_load_row(row, m.dtype, count, width, x->tile + i * width);
+        }
+        return;
+    }
+    for (ptrdiff_t c = 0; c < width; c += 4) {
+        const ptrdiff_t rows = gdni_min(4, width - c);
+        if (store) gdni_transpose(x->tile + c, width, K, rows, u->w->transposed, kp);
+        for (ptrdiff_t i = 0; i < rows; i++) {
+            float *row = u->w->transposed + i * kp;
+            if (c + i >= count && !store)
+                memset(row, 0, (size_t)K * sizeof(float));
+            else if (c + i < count && store)
+                gdni_store_row(m.data + (x->c0 + c + i) * K * size, m.dtype, K, row);
+            else if (c + i < count)
+                gdni_load_row(m.data + (x->c0 + c + i) * K * size, m.dtype, K, K, row);
+        }
+        if (!store) gdni_transpose(u->w->transposed, kp, rows, K, x->tile + c, width);
+    }
+}
+
+/* Tokens t0 to t0 + count of a tile, whose q, k, v and gates are prepared, and q, k and gates of the token after them.
+ * `strip`, where it is not negative: of this one the rows of the next block are asked for. */
+#define gdni_run_tile GDNI_NAME(run_tile)
+static void gdni_run_tile(const gdni_run *u, const gdni_strip *x, ptrdiff_t t0, ptrdiff_t count, int strip) {
+    const gdn_params *r = u->r;
+    const gdni_sequence *s = &u->s;
+    const bool tree = r->retrieve_parent_token.data != NULL && s->row >= 0;
+    const bool every_step = s->row >= 0 || r->ssm_state_indices.data != NULL;
+    bool update = t0 > 0 && !tree; /* A and B are those of token t: it can be finished and the tile updated */
+    gdni_step step;
+    memset(&step, 0, sizeof step);
+    if (t0 == 0) gdni_move_tile(u, gdni_pool_matrix(r, s->read, x->value_head), x, false);
+    for (ptrdiff_t t = 0; t < count;) {
+        const int64_t parent = tree && !update ? gdni_parent(r, s, u->n, t0 + t) : -1;
+        const ptrdiff_t next = update ? t + 1 : t; /* the token whose sums are taken */
+        const bool sums = t0 + next < s->length && !(tree && update);
+        if (parent >= 0) gdni_move_tile(u, gdni_cache_matrix(r, s->row, parent, x->value_head), x, false);
+        gdni_aim(u, x, &step, t0, t);
+        if (sums) gdni_aim_sums(u, &step, next);
+        if (update) {
+            gdni_prefetch(gdni_output_row(r, s, t0 + t, x->value_head, x->c0),
+                          (x->c1 - x->c0) * gdni_dtype_size(r->o.dtype));
+            if (strip >= 0) gdni_fetch(u, strip, t0 + count + t);
+        }
+        gdni_sweep(u, x, &step, update, sums);
+        if (update && every_step) gdni_move_tile(u, gdni_cache_matrix(r, s->row, t0 + t, x->value_head), x, true);
+        if (update && (every_step || t0 + t + 1 == s->length))
+            gdni_move_tile(u, gdni_pool_matrix(r, gdni_step_slot(r, s, u->n, t0 + t), x->value_head), x, true);
+        t = next;
+        update = sums;
+    }
+}
+
+#define gdni_run_block GDNI_NAME(run_block)
+static void gdni_run_block(const gdni_run *u, ptrdiff_t t0) {
+    const gdni_workspace *w = u->w;
+    const ptrdiff_t count = gdni_min(w->block, u->s.length - t0), prepared = gdni_min(count + 1, u->s.length - t0);
+    const ptrdiff_t width = (GDNI_TILE_KIB * 1024 / 4 / GDNI_LANES / w->kp < 4 ? 2 : 4) * GDNI_LANES;
+    gdni_prepare_qk(u, t0, prepared);
+    gdni_gather_v(u, t0, count);
+    for (int i = 0; i < u->num_strips; i++) {
+        const gdni_strip *x = &u->strips[i];
+        gdni_prepare_gates(u, x->value_head, t0, prepared);
+        for (ptrdiff_t c = x->c0; c < x->c1; c += width) {
+            const gdni_strip tile = gdni_columns(x, c, gdni_min(c + width, x->c1), w);
+            gdni_run_tile(u, &tile, t0, count, c == x->c0 ? i : -1);
+        }
+    }
+    gdni_scatter_o(u, t0, count);
 }
 
 /* ---- One token: the state is read once and written once, where it lies ---- */
 
-/* While one state is worked on, the next one is asked for: half its rows during the sums, half during the update,
- * so that the memory never rests. `rows` of `size` bytes, `pitch` apart; done is how far the pass is. */
+/* While one state is worked on, the next one is asked for: half its rows during the sums, half during the update, so
+ * that the memory never rests. */
+#define gdni_ask_ahead GDNI_NAME(ask_ahead)
 GDNI_INLINE void gdni_ask_ahead(const char *next, ptrdiff_t pitch, ptrdiff_t size, ptrdiff_t row, ptrdiff_t rows,
                                 const bool second_half) {
-    const ptrdiff_t at = second_half ? (rows + row) / 2 : row / 2;
-    if (next != NULL && (second_half ? (rows + row) % 2 : row % 2) == 0) gdni_prefetch(next + at * pitch, size);
+    const ptrdiff_t place = second_half ? rows + row : row;
+    if (next != NULL && place % 2 == 0) gdni_prefetch(next + place / 2 * pitch, size);
 }
 
-/* A and B over `rows` rows of nv vectors of a GDN_STATE_KV matrix, `pitch` bytes apart. */
-GDNI_INLINE void gdni_sums_kv(const gdni_sweep_args *x, const char *state, gdn_dtype dtype, const char *next,
-                              ptrdiff_t pitch, ptrdiff_t rows, const int nv) {
-    const ptrdiff_t bytes = nv * GDNI_LANES * gdni_dtype_size(dtype);
-    const bool dealt = GDNI_LANES > 1 && dtype == GDN_BF16 && nv % 2 == 0;
+/* A and B over `rows` rows of nv vectors of a GDN_STATE_KV matrix. */
+#define gdni_sums_kv GDNI_NAME(sums_kv)
+GDNI_INLINE void gdni_sums_kv(const gdni_step *x, const gdn_dtype dtype, ptrdiff_t rows, const int nv) {
+    const ptrdiff_t bytes = GDNI_LANES * gdni_dtype_size(dtype), pitch = x->pitch;
+    const char *from = x->from, *next = x->next;
     const float *kn = x->kn, *qn = x->qn;
-    gdni_vec A[GDNI_STREAM], B[GDNI_STREAM];
+    gdni_vec A[GDNI_STREAM], B[GDNI_STREAM], s[2];
     GDNI_UNROLL
     for (int j = 0; j < nv; j++) A[j] = B[j] = gdni_set1(0.0f);
     for (ptrdiff_t i = 0; i < rows; i++) {
         const gdni_vec kn_i = gdni_set1(kn[i]), qn_i = gdni_set1(qn[i]);
-        gdni_ask_ahead(next, pitch, bytes, i, rows, false);
+        gdni_ask_ahead(next, pitch, nv * bytes, i, rows, false);
         GDNI_UNROLL
-        for (int j = 0; j < nv; j++) {
-            const gdni_vec s = gdni_load_dealt(state + i * pitch, j, dtype, dealt);
-            A[j] = gdni_fma(kn_i, s, A[j]);
-            B[j] = gdni_fma(qn_i, s, B[j]);
+        for (int j = 0; j < nv; j += 2) {
+            gdni_load_pair(from + i * pitch + j * bytes, dtype, s);
+            A[j] = gdni_fma(kn_i, s[0], A[j]);
+            B[j] = gdni_fma(qn_i, s[0], B[j]);
+            A[j + 1] = gdni_fma(kn_i, s[1], A[j + 1]);
+            B[j + 1] = gdni_fma(qn_i, s[1], B[j + 1]);
         }
     }
     GDNI_UNROLL
-    for (int j = 0; j < nv; j++) {
-        if (!dealt) {
-            gdni_store(x->A + j * GDNI_LANES, A[j]);
-            gdni_store(x->B + j * GDNI_LANES, B[j]);
-        } else if (j % 2 == 0) {
-            gdni_undeal(&A[j], &A[j + 1], x->A + j * GDNI_LANES);
-            gdni_undeal(&B[j], &B[j + 1], x->B + j * GDNI_LANES);
+    for (int j = 0; j < nv; j += 2) {
+        gdni_undeal(&A[j], dtype, x->A + j * GDNI_LANES);
+        gdni_undeal(&B[j], dtype, x->B + j * GDNI_LANES);
+    }
+}
+
+#define gdni_update_kv GDNI_NAME(update_kv)
+GDNI_INLINE void gdni_update_kv(const gdni_step *x, const gdn_dtype dtype, ptrdiff_t rows, const int nv) {
+    const ptrdiff_t bytes = GDNI_LANES * gdni_dtype_size(dtype), pitch = x->pitch;
+    const char *from = x->from, *next = x->next;
+    const float *k = x->k, *decay = x->decay;
+    char *to = x->to;
+    gdni_vec d[GDNI_STREAM], s[GDNI_STREAM];
+    GDNI_UNROLL
+    for (int j = 0; j < nv; j += 2) gdni_deal(x->d + j * GDNI_LANES, dtype, &d[j]);
+    for (ptrdiff_t i = 0; i < rows; i++) {
+        const gdni_vec k_i = gdni_set1(k[i]), decay_i = gdni_set1(decay[i]);
+        gdni_ask_ahead(next, pitch, nv * bytes, i, rows, true);
+        GDNI_UNROLL
+        for (int j = 0; j < nv; j += 2) {
+            gdni_load_pair(from + i * pitch + j * bytes, dtype, &s[j]);
+            s[j] = gdni_fma(k_i, d[j], gdni_mul(decay_i, s[j]));
+            s[j + 1] = gdni_fma(k_i, d[j + 1], gdni_mul(decay_i, s[j + 1]));
         }
+        GDNI_UNROLL
+        for (int j = 0; j < nv; j += 2) gdni_store_pair(to + i * pitch + j * bytes, dtype, &s[j]);
     }
 }
 
 /* A and B over `columns` rows of K = kp elements of a GDN_STATE_VK matrix. */
-GDNI_INLINE void gdni_sums_vk(const gdni_sweep_args *x, const char *state, gdn_dtype dtype, const char *next,
-                              ptrdiff_t kp, ptrdiff_t columns) {
+#define gdni_sums_vk GDNI_NAME(sums_vk)
+GDNI_INLINE void gdni_sums_vk(const gdni_step *x, const gdn_dtype dtype, ptrdiff_t kp, ptrdiff_t columns) {
+    enum { SUMS = GDNI_VK_ROWS == 4 ? 8 : 4 };
     const ptrdiff_t size = gdni_dtype_size(dtype);
+    const char *from = x->from, *next = x->next;
     const float *kn = x->kn, *qn = x->qn;
     for (ptrdiff_t c = 0; c < columns; c += GDNI_VK_ROWS) {
-        gdni_vec part[GDNI_VK_ROWS == 4 ? 8 : 4][GDNI_NAME(parts)]; /* A of each row, B of each row */
-        float sums[8];
+        gdni_vec part[SUMS][gdni_parts]; /* A of each row, B of each row */
+        float sums[SUMS];
         const char *row[GDNI_VK_ROWS];
         GDNI_UNROLL
         for (int j = 0; j < GDNI_VK_ROWS; j++) {
-            row[j] = state + gdni_min(c + j, columns - 1) * kp * size;
+            row[j] = from + gdni_min(c + j, columns - 1) * kp * size;
             gdni_ask_ahead(next, kp * size, kp * size, c + j, columns, false);
         }
         GDNI_UNROLL
-        for (int j = 0; j < (GDNI_VK_ROWS == 4 ? 8 : 4); j++) {
+        for (int j = 0; j < SUMS; j++) {
             GDNI_UNROLL
-            for (int p = 0; p < GDNI_NAME(parts); p++) part[j][p] = gdni_set1(0.0f);
+            for (int p = 0; p < gdni_parts; p++) part[j][p] = gdni_set1(0.0f);
         }
         for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES16) {
             GDNI_UNROLL
-            for (int p = 0; p < GDNI_NAME(parts); p++) {
+            for (int p = 0; p < gdni_parts; p++) {
                 const ptrdiff_t at = i + p * GDNI_LANES;
                 const gdni_vec k = gdni_load(kn + at), q = gdni_load(qn + at);
                 GDNI_UNROLL
@@ -3001,40 +3074,14 @@ GDNI_INLINE void gdni_sums_vk(const gdni_sweep_args *x, const char *state, gdn_d
     }
 }
 
-GDNI_INLINE void gdni_update_kv(const gdni_sweep_args *x, const char *from, gdn_dtype dtype, char *to, const char *next,
-                                ptrdiff_t pitch, ptrdiff_t rows, const int nv) {
-    const ptrdiff_t bytes = GDNI_LANES * gdni_dtype_size(dtype);
-    const bool dealt = GDNI_LANES > 1 && dtype == GDN_BF16 && nv % 2 == 0;
-    const float *k = x->k, *decay = x->decay;
-    gdni_vec d[GDNI_STREAM], s[GDNI_STREAM];
-    GDNI_UNROLL
-    for (int j = 0; j < nv; j++) {
-        if (!dealt)
-            d[j] = gdni_load(x->d + j * GDNI_LANES);
-        else if (j % 2 == 0)
-            gdni_deal(x->d + j * GDNI_LANES, &d[j], &d[j + 1]);
-    }
-    for (ptrdiff_t i = 0; i < rows; i++) {
-        const gdni_vec k_i = gdni_set1(k[i]), decay_i = gdni_set1(decay[i]);
-        gdni_ask_ahead(next, pitch, nv * bytes, i, rows, true);
-        GDNI_UNROLL
-        for (int j = 0; j < nv; j++)
-            s[j] = gdni_fma(k_i, d[j], gdni_mul(decay_i, gdni_load_dealt(from + i * pitch, j, dtype, dealt)));
-        GDNI_UNROLL
-        for (int j = 0; j < nv; j++) {
-            if (!dealt)
-                gdni_store_vec(to + i * pitch + j * bytes, dtype, s[j]);
-            else if (j % 2 == 0)
-                gdni_store_dealt(to + i * pitch, j, s[j], s[j + 1]);
-        }
-    }
-}
-
 /* `count` rows of K = kp elements of a GDN_STATE_VK matrix, from row c on. */
-GDNI_INLINE void gdni_update_rows(const gdni_sweep_args *x, const char *from, gdn_dtype dtype, char *to, ptrdiff_t kp,
-                                  ptrdiff_t c, const int count) {
+#define gdni_update_rows GDNI_NAME(update_rows)
+GDNI_INLINE void gdni_update_rows(const gdni_step *x, const gdn_dtype dtype, ptrdiff_t kp, ptrdiff_t c,
+                                  const int count) {
     const ptrdiff_t size = gdni_dtype_size(dtype);
+    const char *from = x->from + c * kp * size;
     const float *k = x->k, *decay = x->decay;
+    char *to = x->to + c * kp * size;
     gdni_vec d[GDNI_VK_ROWS], s[GDNI_VK_ROWS];
     GDNI_UNROLL
     for (int j = 0; j < count; j++) d[j] = gdni_set1(x->d[c + j]);
@@ -3042,264 +3089,148 @@ GDNI_INLINE void gdni_update_rows(const gdni_sweep_args *x, const char *from, gd
         const gdni_vec k_i = gdni_load(k + i), decay_i = gdni_load(decay + i);
         GDNI_UNROLL
         for (int j = 0; j < count; j++)
-            s[j] = gdni_fma(k_i, d[j], gdni_mul(decay_i, gdni_load_vec(from + ((c + j) * kp + i) * size, dtype)));
+            s[j] = gdni_fma(k_i, d[j], gdni_mul(decay_i, gdni_load_vec(from + (j * kp + i) * size, dtype)));
         GDNI_UNROLL
-        for (int j = 0; j < count; j++) gdni_store_vec(to + ((c + j) * kp + i) * size, dtype, s[j]);
+        for (int j = 0; j < count; j++) gdni_store_vec(to + (j * kp + i) * size, dtype, s[j]);
     }
 }
 
-GDNI_INLINE void gdni_update_vk(const gdni_sweep_args *x, const char *from, gdn_dtype dtype, char *to, const char *next,
-                                ptrdiff_t kp, ptrdiff_t columns) {
+#define gdni_update_vk GDNI_NAME(update_vk)
+GDNI_INLINE void gdni_update_vk(const gdni_step *x, const gdn_dtype dtype, ptrdiff_t kp, ptrdiff_t columns) {
     const ptrdiff_t bytes = kp * gdni_dtype_size(dtype), whole = columns / GDNI_VK_ROWS * GDNI_VK_ROWS;
     for (ptrdiff_t c = 0; c < columns; c++) {
-        gdni_ask_ahead(next, bytes, bytes, c, columns, true);
+        gdni_ask_ahead(x->next, bytes, bytes, c, columns, true);
         if (c >= whole)
-            gdni_update_rows(x, from, dtype, to, kp, c, 1);
+            gdni_update_rows(x, dtype, kp, c, 1);
         else if (c % GDNI_VK_ROWS == 0)
-            gdni_update_rows(x, from, dtype, to, kp, c, GDNI_VK_ROWS);
+            gdni_update_rows(x, dtype, kp, c, GDNI_VK_ROWS);
     }
 }
 
-/* Columns of x->value_head; `from` and `to` are the matrices' first bytes of those columns. GDN_STATE_KV: nv vectors.
- */
-GDNI_INLINE void gdni_stream_columns(const gdn_params *r, const gdni_sequence *s, const gdni_segment *x,
-                                     const gdni_sweep_args *args, gdn_dtype dtype, const char *from, char *to,
-                                     const char *next, const gdni_workspace *w, const bool vk, const int nv) {
-    const ptrdiff_t columns = x->c1 - x->c0, K = r->head_k_dim, pitch = r->head_v_dim * gdni_dtype_size(dtype);
-    const gdni_vec factor = gdni_set1(r->is_kda ? 1.0f : w->gate[0]), qk = gdni_set1(w->qk[0]);
-    if (vk)
-        gdni_sums_vk(args, from, dtype, next, K, columns);
+/* Some columns of a strip, for one dtype: nv vectors of them, or (0) rows of a GDN_STATE_VK matrix. */
+#define gdni_stream_columns GDNI_NAME(stream_columns)
+GDNI_INLINE void gdni_stream_columns(const gdni_run *u, const gdni_strip *x, const gdni_step *step,
+                                     const gdn_dtype dtype, const int nv) {
+    if (nv == 0)
+        gdni_sums_vk(step, dtype, u->r->head_k_dim, x->c1 - x->c0);
     else
-        gdni_sums_kv(args, from, dtype, next, pitch, K, nv);
-    gdni_column_betas(r, s, x, 0, 0, w);
-    for (ptrdiff_t c = 0; c < columns; c += GDNI_LANES)
-        gdni_store(w->d + c, gdni_finish(factor, qk, gdni_load(w->d + c), gdni_load(w->A + c), gdni_load(w->B + c),
-                                         x->v + c, x->o + c));
-    if (to == NULL) return;
-    if (vk)
-        gdni_update_vk(args, from, dtype, to, next, K, columns);
+        gdni_sums_kv(step, dtype, u->r->head_k_dim, nv);
+    for (ptrdiff_t c = 0; c < x->c1 - x->c0; c += GDNI_LANES) gdni_finish(step, c);
+    if (step->to == NULL) return;
+    if (nv == 0)
+        gdni_update_vk(step, dtype, u->r->head_k_dim, x->c1 - x->c0);
     else
-        gdni_update_kv(args, from, dtype, to, next, pitch, K, nv);
+        gdni_update_kv(step, dtype, u->r->head_k_dim, nv);
 }
 
-GDNI_INLINE void gdni_stream_dtype(const gdn_params *r, const gdni_sequence *s, const gdni_segment *x,
-                                   const gdni_sweep_args *args, gdn_dtype dtype, const char *from, char *to,
-                                   const char *next, const gdni_workspace *w) {
-    const ptrdiff_t nv = (x->c1 - x->c0) / GDNI_LANES;
-    if (r->state_layout == GDN_STATE_VK)
-        gdni_stream_columns(r, s, x, args, dtype, from, to, next, w, true, 0);
-    else if (nv == GDNI_STREAM)
-        gdni_stream_columns(r, s, x, args, dtype, from, to, next, w, false, GDNI_STREAM);
-    else if (nv == 4)
-        gdni_stream_columns(r, s, x, args, dtype, from, to, next, w, false, 4);
-    else if (nv == 2)
-        gdni_stream_columns(r, s, x, args, dtype, from, to, next, w, false, 2);
-    else
-        gdni_stream_columns(r, s, x, args, dtype, from, to, next, w, false, 1);
-}
-
-/* Whether a sequence can be streamed: one token, nothing but the pool to write, rows of whole vectors. */
-static bool gdni_streams(const gdn_params *r, const gdni_sequence *s) {
-    const bool whole =
-        r->state_layout == GDN_STATE_VK ? r->head_k_dim % GDNI_LANES16 == 0 : r->head_v_dim % GDNI_LANES == 0;
-    return s->length == 1 && s->read >= 0 && s->row < 0 && whole;
-}
-
-/* `next` is the state that is streamed after this one, or NULL. */
-static void gdni_stream(const gdn_params *r, const gdni_sequence *s, ptrdiff_t n, const gdni_segment *segment,
-                        const char *next, const gdni_workspace *w) {
-    const bool vk = r->state_layout == GDN_STATE_VK;
-    const gdni_matrix from = gdni_pool_matrix(r, s->read, segment->value_head);
-    const gdni_matrix to = gdni_pool_matrix(r, gdni_step_slot(r, s, n, 0), segment->value_head);
-    const ptrdiff_t stride = (vk ? r->head_k_dim : 1) * gdni_dtype_size(from.dtype);
-    ptrdiff_t width;
-    gdni_segment x;
-    gdni_sweep_args args;
-    memset(&args, 0, sizeof args);
-    args.A = w->A, args.B = w->B, args.d = w->d;
-    gdni_aim_sums(r, &args, 0, w);
-    gdni_aim_update(r, &args, 0, w);
-    if (!r->is_kda) {
-        for (ptrdiff_t i = 0; i < w->kp; i += GDNI_LANES) gdni_store(w->decay + i, gdni_set1(w->gate[0]));
-        args.decay = w->decay;
-    }
-    for (ptrdiff_t c = segment->c0; c < segment->c1; c = x.c1) {
-        const char *in = from.data + c * stride, *ahead;
-        char *out = to.data == NULL ? NULL : to.data + c * stride;
+/* A strip of a sequence of one token; `next` is the state that is streamed after it, or NULL. */
+#define gdni_stream GDNI_NAME(stream)
+static void gdni_stream(const gdni_run *u, const gdni_strip *strip, const char *next) {
+    const gdn_params *r = u->r;
+    const gdni_workspace *w = u->w;
+    const bool vk = gdni_vk_states(r);
+    const gdni_matrix from = gdni_pool_matrix(r, u->s.read, strip->value_head);
+    const gdni_matrix to = gdni_pool_matrix(r, gdni_step_slot(r, &u->s, u->n, 0), strip->value_head);
+    const ptrdiff_t size = gdni_dtype_size(from.dtype), column = (vk ? r->head_k_dim : 1) * size;
+    gdni_step step;
+    memset(&step, 0, sizeof step);
+    gdni_aim_sums(u, &step, 0);
+    step.pitch = (vk ? r->head_k_dim : r->head_v_dim) * size;
+    for (ptrdiff_t i = 0; i < w->kp && !r->is_kda; i += GDNI_LANES) gdni_store(w->decay + i, gdni_set1(w->gate[0]));
+    for (ptrdiff_t c = strip->c0, end; c < strip->c1; c = end) {
+        gdni_strip x;
         if (vk)
-            width = gdni_min(GDNI_SLICE, segment->c1 - c);
+            end = gdni_min(c + GDNI_SLICE, strip->c1);
         else
-            for (width = GDNI_STREAM * GDNI_LANES; width > segment->c1 - c;) width /= 2;
-        x = gdni_columns(segment, c, c + width, w);
-        if (x.c1 < segment->c1)
-            ahead = from.data + x.c1 * stride;
+            end = c + (strip->c1 - c < GDNI_STREAM * GDNI_LANES ? 2 : GDNI_STREAM) * GDNI_LANES;
+        x = gdni_columns(strip, c, end, w);
+        gdni_aim(u, &x, &step, 0, 0);
+        step.decay = w->decay;
+        step.from = from.data + c * column;
+        step.to = to.data == NULL ? NULL : to.data + c * column;
+        if (end < strip->c1)
+            step.next = from.data + end * column;
         else
-            ahead = next == NULL ? NULL : next + segment->c0 * stride;
-        if (from.dtype == GDN_F32)
-            gdni_stream_dtype(r, s, &x, &args, GDN_F32, in, out, ahead, w);
-        else if (from.dtype == GDN_BF16)
-            gdni_stream_dtype(r, s, &x, &args, GDN_BF16, in, out, ahead, w);
-        else
-            gdni_stream_dtype(r, s, &x, &args, GDN_F16, in, out, ahead, w);
+            step.next = next == NULL ? NULL : next + strip->c0 * column;
+#define GDNI_STREAM_COLUMNS(type)                                                                                      \
+    if (vk)                                                                                                            \
+        gdni_stream_columns(u, &x, &step, type, 0);                                                                    \
+    else if (GDNI_STREAM > 2 && end - c == GDNI_STREAM * GDNI_LANES)                                                   \
+        gdni_stream_columns(u, &x, &step, type, GDNI_STREAM);                                                          \
+    else                                                                                                               \
+        gdni_stream_columns(u, &x, &step, type, 2);
+        GDNI_BY_DTYPE(from.dtype, GDNI_STREAM_COLUMNS)
+#undef GDNI_STREAM_COLUMNS
     }
 }
 
-/* `next`: the group that follows, or NULL. */
-static void gdni_run_group(const gdn_params *r, const gdni_group *g, const gdni_group *next, const gdni_workspace *w) {
-    const gdni_sequence *s = &g->s;
-    const ptrdiff_t length = s->length;
-    /* Narrower than two vectors a tile would wait for its own sums. */
-    const ptrdiff_t fit = GDNI_TILE_KIB * 1024 / 4 / GDNI_LANES / w->kp;
-    const ptrdiff_t width = (fit < 2 ? 2 : gdni_min(fit, 4)) * GDNI_LANES;
-    const bool streams = gdni_streams(r, s);
-    /* What vectors read past the columns and tokens in use. */
-    memset(w->A, 0, (size_t)w->columns * sizeof(float));
-    memset(w->B, 0, (size_t)w->columns * sizeof(float));
-    memset(w->gate, 0, (size_t)(w->block + GDNI_LANES16) * sizeof(float));
-    memset(w->beta, 0, (size_t)(w->block + GDNI_LANES16) * sizeof(float));
-    for (ptrdiff_t t = 0; t < length; t += w->block) {
-        const ptrdiff_t count = gdni_min(w->block, length - t), prepared = gdni_min(count + 1, length - t);
-        gdni_ahead ahead = {t + count < length || next == NULL ? g : next, t + count < length ? t + count : 0, 0, 0};
-        for (int i = 0; i < g->num_heads; i++)
-            ahead.parts += gdni_round_up(g->heads[i].c1 - g->heads[i].c0, width) / width;
-        if (next == NULL && t + count == length) ahead.t0 = length;
-        gdni_prepare_qk(r, s, g->key_head, t, prepared, w);
-        gdni_gather_v(r, g, t, count);
-        for (int i = 0; i < g->num_heads; i++) {
-            const gdni_segment *head = &g->heads[i];
-            gdni_prepare_gates(r, s, head->value_head, t, prepared, w);
-            if (streams) {
-                const bool inside = i + 1 < g->num_heads;
-                const gdni_sequence *after = inside ? s : next == NULL ? NULL : &next->s;
-                const gdni_segment *follower = inside ? head + 1 : next == NULL ? NULL : next->heads;
-                gdni_fetch(r, ahead.group, ahead.t0, i, g->num_heads);
-                gdni_stream(r, s, g->n, head,
-                            after == NULL ? NULL : gdni_pool_matrix(r, after->read, follower->value_head).data, w);
-                continue;
-            }
-            for (ptrdiff_t c = head->c0; c < head->c1; c += width, ahead.part++) {
-                const gdni_segment x = gdni_columns(head, c, gdni_min(c + width, head->c1), w);
-                if (t == 0) gdni_move_tile(r, gdni_pool_matrix(r, s->read, x.value_head), &x, false, w);
-                gdni_run_tile(r, g, &x, t, count, &ahead, w);
-            }
-        }
-        gdni_scatter_o(r, g, t, count);
-    }
+/* Whether a sequence is streamed: one token, nothing but the pool to write, rows of whole vectors. */
+#define gdni_streams GDNI_NAME(streams)
+static bool gdni_streams(const gdni_run *u) {
+    const bool whole =
+        gdni_vk_states(u->r) ? u->r->head_k_dim % GDNI_LANES16 == 0 : u->r->head_v_dim % (2 * GDNI_LANES) == 0;
+    return u->s.length == 1 && u->s.read >= 0 && u->s.row < 0 && whole;
 }
 
+#define gdni_run_decode GDNI_NAME(run_decode)
+static void gdni_run_decode(const gdni_run *u) {
+    gdni_prepare_qk(u, 0, 1);
+    gdni_gather_v(u, 0, 1);
+    for (int i = 0; i < u->num_strips; i++) {
+        const gdni_run *after = i + 1 < u->num_strips ? u : u->next;
+        const char *next = NULL;
+        if (after != NULL)
+            next = gdni_pool_matrix(u->r, after->s.read, after->strips[after == u ? i + 1 : 0].value_head).data;
+        gdni_prepare_gates(u, u->strips[i].value_head, 0, 1);
+        gdni_fetch(u, i, 1);
+        gdni_stream(u, &u->strips[i], next);
+    }
+    gdni_scatter_o(u, 0, 1);
+}
+
+#define gdni_run_items GDNI_NAME(run_items)
 static void gdni_run_items(const gdn_params *r, ptrdiff_t first, ptrdiff_t last, float *scratch) {
     gdni_workspace w;
-    gdni_group groups[2]; /* the one that runs and the next */
+    gdni_run runs[2], *u = NULL;
+    if (first == last) return;
     gdni_layout(r, scratch, &w);
-    if (first < last) groups[0] = gdni_get_group(r, first, last, &w);
-    for (int i = 0; first < last; i = 1 - i) {
-        const gdni_group *g = &groups[i], *next = g->end < last ? &groups[1 - i] : NULL;
-        if (next != NULL) groups[1 - i] = gdni_get_group(r, g->end, last, &w);
-        if (!gdni_skip(r, &g->s, first, g->end)) gdni_run_group(r, g, next, &w);
-        first = g->end;
+    for (int i = 0; u != NULL || first < last; i = 1 - i) {
+        gdni_run *next = first < last ? &runs[i] : NULL;
+        if (next != NULL) {
+            gdni_get_run(next, r, first, last, &w);
+            first = next->end;
+        }
+        if (u != NULL) u->next = next;
+        if (u != NULL && !gdni_skip(r, &u->s, u->first, u->end)) {
+            if (gdni_streams(u))
+                gdni_run_decode(u);
+            else
+                for (ptrdiff_t t = 0; t < u->s.length; t += w.block) gdni_run_block(u, t);
+        }
+        u = next;
     }
 }
 
-#undef gdni_half_vec
-#undef gdni_dpart
-#undef gdni_dpart_word
-#undef gdni_vec
-#undef gdni_word
-#undef gdni_half
-#undef gdni_half_word
-#undef gdni_dvec
-#undef gdni_set1
-#undef gdni_fma
-#undef gdni_load
-#undef gdni_store
-#undef gdni_mul
-#undef gdni_add
-#undef gdni_sub
-#undef gdni_load_double
-#undef gdni_store_double
-#undef gdni_words
-#undef gdni_floats
-#undef gdni_select
-#undef gdni_dset1
-#undef gdni_dmul
-#undef gdni_dadd
-#undef gdni_dsub
-#undef gdni_ddiv
-#undef gdni_dselect
-#undef gdni_dpart_select
-#undef gdni_dpower
-#undef gdni_dpart_power
-#undef gdni_dmin
-#undef gdni_dmax
-#undef gdni_pair
-#undef gdni_cubic
-#undef gdni_exp
-#undef gdni_softplus
-#undef gdni_sigmoid
-#undef gdni_widen
-#undef gdni_narrow
-#undef gdni_load_vec
-#undef gdni_store_vec
-#undef gdni_round_bf16
-#undef gdni_load_dealt
-#undef gdni_store_dealt
-#undef gdni_deal
-#undef gdni_undeal
-#undef gdni_load_row
-#undef gdni_store_row
-#undef gdni_fold
-#undef gdni_fold16
-#undef gdni_dot4
-#undef gdni_scale_row
-#undef gdni_prepare_qk
-#undef gdni_decays
-#undef gdni_betas
-#undef gdni_prepare_gates
-#undef gdni_sweep
-#undef gdni_move_tile
-#undef gdni_finish
-#undef gdni_column_betas
-#undef gdni_gather_v
-#undef gdni_scatter_o
-#undef gdni_aim_sums
-#undef gdni_aim_update
-#undef gdni_run_tokens
-#undef gdni_run_tile
-#undef gdni_ask_ahead
-#undef gdni_sums_kv
-#undef gdni_sums_vk
-#undef gdni_update_kv
-#undef gdni_update_rows
-#undef gdni_update_vk
-#undef gdni_stream_columns
-#undef gdni_stream_dtype
-#undef gdni_streams
-#undef gdni_stream
-#undef gdni_run_group
-#undef gdni_run_items
-#undef gdni_sweep_args
-#undef gdni_ahead
-#undef GDNI_WHERE
-#undef GDNI_DWHERE
-#undef GDNI_CONVERT
-#undef GDNI_PASTE2
-#undef GDNI_PASTE
-#undef GDNI_NAME
 #undef GDNI_TARGET
 #undef GDNI_LANES
-#undef GDNI_VK_ROWS
 #undef GDNI_STREAM
+#undef GDNI_VK_ROWS
 #undef GDNI_SET1
+#undef GDNI_FMA
 #undef GDNI_DSET1
 #undef GDNI_DMIN
 #undef GDNI_DMAX
-#undef GDNI_FMA
-#undef GDNI_FOLD_TO_4
-#undef GDNI_FOLD_8
-#undef GDNI_TO_WORDS
+#undef GDNI_FOLD
+#undef GDNI_FOURS
 #undef GDNI_TO_DOUBLES
-#undef GDNI_ROUND_BF16
+#undef GDNI_TO_WORDS
 #undef GDNI_TO_HALVES
 #undef GDNI_F16_TO_F32
 #undef GDNI_F32_TO_F16
+#undef GDNI_ROUND_BF16
+#undef GDNI_WHERE
+#undef GDNI_DWHERE
+#undef GDNI_CONVERT
+#undef GDNI_WORDS
+#undef GDNI_FLOATS
 #endif /* GDNI_KERNEL */

@@ -113,16 +113,20 @@ static int measure_all(void) {
 
 typedef struct instance {
     gdn_isa isa;
-    void (*decays)(const gdn_params *, ptrdiff_t, const float *, ptrdiff_t, ptrdiff_t, float *);
+    double (*exp_A_log)(const gdn_params *, ptrdiff_t);
+    void (*decays)(const gdn_params *, double, const float *, ptrdiff_t, ptrdiff_t, float *);
     void (*betas)(const gdn_params *, ptrdiff_t, float *);
 } instance;
 static const instance instances[] = {
-    {GDN_ISA_PLAIN, gdni_decays_plain, gdni_betas_plain},
-#if GDNI_X86
-    {GDN_ISA_AVX2, gdni_decays_avx2, gdni_betas_avx2},
-    {GDN_ISA_AVX512, gdni_decays_avx512, gdni_betas_avx512},
-#elif GDNI_NEON
-    {GDN_ISA_NEON, gdni_decays_neon, gdni_betas_neon},
+    {GDN_ISA_PLAIN, gdni_exp_A_log_plain, gdni_decays_plain, gdni_betas_plain},
+#if GDNI_AVX2
+    {GDN_ISA_AVX2, gdni_exp_A_log_avx2, gdni_decays_avx2, gdni_betas_avx2},
+#endif
+#if GDNI_AVX512
+    {GDN_ISA_AVX512, gdni_exp_A_log_avx512, gdni_decays_avx512, gdni_betas_avx512},
+#endif
+#if GDNI_NEON
+    {GDN_ISA_NEON, gdni_exp_A_log_neon, gdni_decays_neon, gdni_betas_neon},
 #endif
 };
 
@@ -136,7 +140,7 @@ static void run_gates(const instance *x, int which, float *values) {
     p.gate_input = which == 0 ? GDN_GATE_LOG : GDN_GATE_RAW;
     p.has_lower_bound = which == 2;
     if (which < 3)
-        x->decays(&p, 0, bias, 0, BLOCK, values);
+        x->decays(&p, x->exp_A_log(&p, 0), bias, 0, BLOCK, values);
     else
         x->betas(&p, BLOCK, values);
 }

@@ -60,8 +60,8 @@ for compiler in "$@"; do
     macros implementation.c
     grep -vi '^gdni\{0,1\}_' used >bad || :
     refuse "macros of the implementation without the prefix of the project, for a while" bad
-    grep -v '^GDNI\{0,1\}_' left >bad || :
-    refuse "macros of the implementation that stay, without the prefix GDN_ or GDNI_" bad
+    grep -v '^GDNI\{0,1\}_\|^gdni_' left >bad || :
+    refuse "macros of the implementation that stay, without the prefix GDN_, GDNI_ or gdni_" bad
 
     for level in $levels; do
         # Without position independence, tables of pointers are where constants are.
