@@ -204,6 +204,7 @@ summary=() failed=0
 launch() {
     printf '==== %s\n' "$(grep "^$1 " <<<"$table")"
     began[$1]=$SECONDS
+    : >"$out/$1.log"
     set -m
     (set -e && "section_$1") >"$out/$1.log" 2>&1 </dev/null &
     set +m
