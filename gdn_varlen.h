@@ -597,6 +597,9 @@ static inline gdn_state_cache gdn_cache_of(void *data, gdn_dtype dtype, ptrdiff_
 #error "gdn_varlen.h: x87 arithmetic rounds differently; on 32-bit x86 compile with -msse2 -mfpmath=sse"
 #endif
 
+/* Refused where it does not compile: -fsingle-precision-constant. */
+typedef char gdni_double_constants[(int)16777217.0 == 16777217 ? 1 : -1];
+
 #ifndef GDN_HEADER_NAME
 #define GDN_HEADER_NAME "gdn_varlen.h"
 #endif
@@ -611,8 +614,8 @@ static inline gdn_state_cache gdn_cache_of(void *data, gdn_dtype dtype, ptrdiff_
 
 /* a*b + c is two roundings unless it is written as gdni_fma. gcc takes that from the pragma below, clang only from
  * one inside each function. The optimisation level keeps the kernel fast in debug builds. gcc's vectoriser is kept off:
- * what is fast is vectors already, and from a loop over those gcc 11 to 14 make masks of scalar conditions that are
- * wrong in every other lane (with AVX512VL). */
+ * what is fast is vectors already, and from a loop over those gcc 12 to 16 make masks of scalar conditions that are
+ * wrong in every other lane (with AVX512VL, as the tuning has it). */
 #if defined(__clang__)
 #define GDNI_EXACT _Pragma("clang fp contract(off) reassociate(off)")
 #else
@@ -657,6 +660,7 @@ enum {
     GDNI_BLOCK = 32,     /* most tokens prepared at once */
     GDNI_BLOCK_KIB = 64, /* and most memory for them */
     GDNI_TILE_KIB = 32,  /* most memory of a tile */
+    GDNI_GATES = 64,     /* gates computed at once */
     GDNI_ALIGNMENT = 64  /* bytes in a cache line, and of the scratch */
 };
 
@@ -2352,24 +2356,35 @@ GDNI_INLINE gdni_dvec gdni_exp(gdni_dvec x) {
     return gdni_dmul(p, power);
 }
 
+#define gdni_exp_all GDNI_NAME(exp_all)
+static void gdni_exp_all(gdni_dvec *x, ptrdiff_t count) {
+    for (ptrdiff_t i = 0; i < count; i++) x[i] = gdni_exp(x[i]);
+}
+
 /* log(1 + exp(x)) = max(x, 0) + log1p(u), u = exp(-|x|). */
+#define gdni_minus_abs GDNI_NAME(minus_abs)
+GDNI_INLINE gdni_dvec gdni_minus_abs(gdni_dvec x) {
+    GDNI_EXACT
+    const gdni_dvec minus = gdni_dset1(0.0) - x;
+    return GDNI_DMIN(minus, x);
+}
 #define gdni_softplus GDNI_NAME(softplus)
-GDNI_INLINE gdni_dvec gdni_softplus(gdni_dvec x) {
+GDNI_INLINE gdni_dvec gdni_softplus(gdni_dvec x, gdni_dvec u) {
     GDNI_EXACT
     static const double c[] = {0.9999999952873115,   -0.49999902420063846,  0.33329962347703024, -0.24954133016942198,
                                0.1967593625360775,   -0.15305584513080975,  0.10603642016551354, -0.05695941325358193,
                                0.019851400494396657, -0.0032440119125188237};
-    const gdni_dvec zero = gdni_dset1(0.0), minus = zero - x, u = gdni_exp(GDNI_DMIN(minus, x));
-    const gdni_dvec u2 = gdni_dmul(u, u), u4 = gdni_dmul(u2, u2);
+    const gdni_dvec zero = gdni_dset1(0.0), u2 = gdni_dmul(u, u), u4 = gdni_dmul(u2, u2);
     const gdni_dvec high = gdni_cubic(c + 4, u, u2) + gdni_dmul(u4, gdni_pair(c + 8, u));
     return GDNI_DMAX(zero, x) + gdni_dmul(u, gdni_cubic(c, u, u2) + gdni_dmul(u4, high));
 }
 
+/* 1 / (1 + u), u = exp(-x). */
 #define gdni_sigmoid GDNI_NAME(sigmoid)
-GDNI_INLINE gdni_dvec gdni_sigmoid(gdni_dvec x) {
+GDNI_INLINE gdni_dvec gdni_sigmoid(gdni_dvec u) {
     GDNI_EXACT
     const gdni_dvec one = gdni_dset1(1.0);
-    return one / (one + gdni_exp(gdni_dset1(0.0) - x));
+    return one / (one + u);
 }
 
 /* ---- Elements: the same bit patterns as gdni_get_f32 and gdni_put_f32 ---- */
@@ -2621,42 +2636,47 @@ static double gdni_exp_A_log(const gdn_params *r, ptrdiff_t hv) {
 }
 
 /* In place, for `count` values of the gate's input x = a; bias is one vector for all of them (bias_step 0) or as long
- * as x (1). No choice inside a loop: one loop for each way. */
+ * as x (1). Some gates at a time, step by step: a processor overlaps short loops, not long chains. */
 #define gdni_decays GDNI_NAME(decays)
 static void gdni_decays(const gdn_params *r, double exp_A_log, const float *bias, ptrdiff_t bias_step, ptrdiff_t count,
                         float *x) {
     GDNI_EXACT
-    const gdni_dvec A = gdni_dset1(exp_A_log);
-    const gdni_dvec beta = gdni_dset1(r->softplus_beta), inverse = gdni_dset1(-1.0 / r->softplus_beta);
-    const gdni_dvec threshold = gdni_dset1(r->softplus_threshold), lower_bound = gdni_dset1(r->lower_bound);
-    switch (r->gate_input) {
-    case GDN_GATE_DECAY: return;
-    case GDN_GATE_LOG:
-        for (ptrdiff_t i = 0; i < count; i += gdni_dlanes) gdni_store_double(x + i, gdni_exp(gdni_load_double(x + i)));
-        return;
-    case GDN_GATE_RAW: break;
-    }
-    if (r->has_lower_bound) {
-        for (ptrdiff_t i = 0; i < count; i += gdni_dlanes) {
-            const gdni_dvec y = gdni_load_double(x + i) + gdni_load_double(bias + i * bias_step);
-            gdni_store_double(x + i, gdni_exp(gdni_dmul(lower_bound, gdni_sigmoid(gdni_dmul(A, y)))));
+    const gdni_dvec A = gdni_dset1(exp_A_log), beta = gdni_dset1(r->softplus_beta), zero = gdni_dset1(0.0);
+    const gdni_dvec inverse = gdni_dset1(-1.0 / r->softplus_beta), threshold = gdni_dset1(r->softplus_threshold);
+    const gdni_dvec lower_bound = gdni_dset1(r->lower_bound);
+    if (r->gate_input == GDN_GATE_DECAY) return;
+    for (ptrdiff_t first = 0; first < count; first += GDNI_GATES, x += GDNI_GATES, bias += GDNI_GATES * bias_step) {
+        const ptrdiff_t n = (gdni_min(GDNI_GATES, count - first) - 1) / gdni_dlanes + 1, step = gdni_dlanes * bias_step;
+        gdni_dvec y[(int)GDNI_GATES / (int)gdni_dlanes], g[(int)GDNI_GATES / (int)gdni_dlanes];
+        for (ptrdiff_t i = 0; i < n; i++) g[i] = gdni_load_double(x + i * gdni_dlanes);
+        if (gdni_raw_gates(r)) {
+            for (ptrdiff_t i = 0; i < n; i++) g[i] = g[i] + gdni_load_double(bias + i * step);
+            if (r->has_lower_bound) {
+                for (ptrdiff_t i = 0; i < n; i++) g[i] = zero - gdni_dmul(A, g[i]);
+                gdni_exp_all(g, n);
+                for (ptrdiff_t i = 0; i < n; i++) g[i] = gdni_dmul(lower_bound, gdni_sigmoid(g[i]));
+            } else {
+                for (ptrdiff_t i = 0; i < n; i++) y[i] = gdni_dmul(beta, g[i]), g[i] = gdni_minus_abs(y[i]);
+                gdni_exp_all(g, n);
+                for (ptrdiff_t i = 0; i < n; i++) {
+                    const gdni_dvec curved = gdni_dselect(y[i], threshold, gdni_softplus(y[i], g[i]), y[i]);
+                    g[i] = gdni_dmul(A, gdni_dmul(inverse, curved));
+                }
+            }
         }
-        return;
-    }
-    for (ptrdiff_t i = 0; i < count; i += gdni_dlanes) {
-        const gdni_dvec y = gdni_load_double(x + i) + gdni_load_double(bias + i * bias_step);
-        const gdni_dvec by = gdni_dmul(beta, y), curved = gdni_dselect(by, threshold, gdni_softplus(by), by);
-        gdni_store_double(x + i, gdni_exp(gdni_dmul(A, gdni_dmul(inverse, curved))));
+        gdni_exp_all(g, n);
+        for (ptrdiff_t i = 0; i < n; i++) gdni_store_double(x + i * gdni_dlanes, g[i]);
     }
 }
 
 #define gdni_betas GDNI_NAME(betas)
 static void gdni_betas(const gdn_params *r, ptrdiff_t count, float *x) {
-    const gdni_dvec factor = gdni_dset1(r->allow_neg_eigval ? 2.0 : 1.0);
+    GDNI_EXACT
+    const gdni_dvec factor = gdni_dset1(r->allow_neg_eigval ? 2.0 : 1.0), zero = gdni_dset1(0.0);
     switch (r->b.data == NULL ? GDN_BETA_GIVEN : r->beta_input) {
     case GDN_BETA_RAW:
         for (ptrdiff_t i = 0; i < count; i += gdni_dlanes)
-            gdni_store_double(x + i, gdni_dmul(factor, gdni_sigmoid(gdni_load_double(x + i))));
+            gdni_store_double(x + i, gdni_dmul(factor, gdni_sigmoid(gdni_exp(zero - gdni_load_double(x + i)))));
         break;
     case GDN_BETA_GIVEN:
         for (ptrdiff_t i = 0; i < count; i += gdni_dlanes)

@@ -28,11 +28,14 @@ static void plain_exp(ptrdiff_t count, float *x) {
 }
 static void plain_softplus(ptrdiff_t count, float *x) {
     for (ptrdiff_t i = 0; i < count; i += gdni_dlanes_plain)
-        gdni_store_double_plain(x + i, gdni_softplus_plain(gdni_load_double_plain(x + i)));
+        gdni_store_double_plain(
+            x + i, gdni_softplus_plain(gdni_load_double_plain(x + i),
+                                       gdni_exp_plain(gdni_minus_abs_plain(gdni_load_double_plain(x + i)))));
 }
 static void plain_sigmoid(ptrdiff_t count, float *x) {
     for (ptrdiff_t i = 0; i < count; i += gdni_dlanes_plain)
-        gdni_store_double_plain(x + i, gdni_sigmoid_plain(gdni_load_double_plain(x + i)));
+        gdni_store_double_plain(
+            x + i, gdni_sigmoid_plain(gdni_exp_plain(gdni_dset1_plain(0.0) - gdni_load_double_plain(x + i))));
 }
 
 /* The C library's in double: wrong by some 1e-9 units in the last place of float32. */

@@ -605,8 +605,12 @@ static void conflicts(void **state) {
     /* One row of the cache for two sequences. */
     REFUSED_AT(cached, m.rows[2] = m.rows[0], GDN_ERROR_CONFLICT, "intermediate_state_indices", 2, 0);
     REFUSED_AT(cached, m.rows[1] = m.rows[0], GDN_ERROR_CONFLICT, "intermediate_state_indices", 1, 0);
+    REFUSED_AT(cached, m.rows[2] = m.rows[1], GDN_ERROR_CONFLICT, "intermediate_state_indices", 2, 1);
+    REFUSED_AT(cached, (lengths(1, 1, 1), m.rows[1] = m.rows[0]), GDN_ERROR_CONFLICT, "intermediate_state_indices", 1,
+               0);
     /* Step slots [0 1 .] [2 3 4] [5 . .], started from columns 1, 0, 0: written twice, then read and written. */
     REFUSED_AT(step_slots, m.slots[1 * STEPS + 1] = m.slots[1], GDN_ERROR_CONFLICT, "ssm_state_indices", 4, 1);
+    REFUSED_AT(step_slots, m.slots[1 * STEPS] = m.slots[0], GDN_ERROR_CONFLICT, "ssm_state_indices", 3, 0);
     REFUSED_AT(step_slots, (m.accepted[2] = 3, m.slots[2 * STEPS + 2] = 4), GDN_ERROR_CONFLICT, "ssm_state_indices", 8,
                5);
     REFUSED_AT(step_slots, (m.accepted[0] = 3, m.slots[2] = 3), GDN_ERROR_CONFLICT, "ssm_state_indices", 4, 2);

@@ -116,6 +116,7 @@ def one_target(text):
     optimisation level: half the time."""
     text = re.sub(r"#define (GDNI_AVX2|GDNI_AVX512) 1\b", r"#define \1 0", text)
     text = re.sub(r"#define GDNI_VK_ROWS 1\b", "#define GDNI_VK_ROWS 2", text)
+    text = re.sub(r"#define GDNI_STREAM 2\b", "#define GDNI_STREAM 4", text)
     return re.sub(r"(#pragma GCC optimize\()\"O2\", ", r'\1"O1", ', text)
 
 
