@@ -2103,6 +2103,10 @@ gdn_status gdn_fused_sigmoid_gating_delta_rule_update(const gdn_params *params, 
 
 /* ---- [JOINING] Segments ------------------------------------------------------------------------------------------ */
 
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC push_options
+#pragma GCC optimize("tree-vectorize") /* plain loops */
+#endif
 /* y [rows, columns] += left [rows, inner] * right [inner, columns], `width` columns of it from c on. A product of two
  * floats is exact in double, so that no compiler can change the bits by fusing it with the sum. */
 GDNI_INLINE void gdni_multiply_slice(ptrdiff_t rows, ptrdiff_t inner, ptrdiff_t columns, ptrdiff_t c,
@@ -2160,6 +2164,9 @@ gdn_status gdn_segment_apply(ptrdiff_t count, ptrdiff_t head_k_dim, ptrdiff_t he
     }
     return GDN_OK;
 }
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC pop_options
+#endif
 
 /* ---- [PRESETS] ----------------------------------------------------------------------------------------------- */
 
