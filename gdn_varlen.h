@@ -461,16 +461,18 @@ GDN_API gdn_status gdn_fused_sigmoid_gating_delta_rule_update(const gdn_params *
  * NULL. Work grows with N and the number of steps, not with the tensors. */
 GDN_API gdn_status gdn_validate(const gdn_params *params, gdn_error *error);
 
-/* Number of work items of parameters that gdn_validate() accepts. Each is one sequence, one value head and 32 columns
+/* Number of work items; 0 where gdn_validate() refuses the sizes. Each is one sequence, one value head and 32 columns
  * of V (the last of a head may have fewer). They are ordered by sequence, key head, value head, columns. */
 GDN_API ptrdiff_t gdn_num_work_items(const gdn_params *params);
 
-/* Bytes of scratch for one worker. Depends on K, V, the head counts and the options, not on N or T. */
+/* Bytes of scratch for one worker; 0 where gdn_validate() refuses the sizes. Depends on K, V, the head counts and the
+ * options, not on N or T. */
 GDN_API size_t gdn_scratch_size(const gdn_params *params);
 
 /* Runs the items first <= i < last of parameters that gdn_validate() accepts, and that stay unchanged until every
  * item has run. Any partition and order gives the same bits. Ranges that run at the same time need their own scratch
- * (any alignment). Returns GDN_OK, GDN_ERROR_RANGE, GDN_ERROR_SCRATCH or (not validated) GDN_ERROR_ISA. */
+ * (any alignment). Returns GDN_OK, GDN_ERROR_RANGE, GDN_ERROR_SCRATCH or, not validated, GDN_ERROR_NULL, GDN_ERROR_SIZE
+ * or GDN_ERROR_ISA. */
 GDN_API gdn_status gdn_run_work_items(const gdn_params *params, ptrdiff_t first, ptrdiff_t last, void *scratch,
                                       size_t scratch_size);
 
@@ -2051,18 +2053,29 @@ gdn_status gdn_validate(const gdn_params *params, gdn_error *error) {
     return GDN_OK;
 }
 
-ptrdiff_t gdn_num_work_items(const gdn_params *params) {
-    const ptrdiff_t sequences = gdni_varlen(params) ? params->num_seqs : params->batch_size;
-    return sequences * params->num_value_heads * gdni_slices(params);
+/* Whether sizes may be computed with. */
+static gdn_status gdni_check_given(const gdn_params *params) {
+    return params == NULL ? GDN_ERROR_NULL : gdni_check_sizes(params, NULL);
 }
 
-size_t gdn_scratch_size(const gdn_params *params) { return (size_t)gdni_scratch_bytes(params); }
+ptrdiff_t gdn_num_work_items(const gdn_params *params) {
+    if (gdni_check_given(params) != GDN_OK) return 0;
+    return gdni_size_mul(
+        gdni_size_mul(gdni_varlen(params) ? params->num_seqs : params->batch_size, params->num_value_heads),
+        gdni_slices(params));
+}
+
+size_t gdn_scratch_size(const gdn_params *params) {
+    return gdni_check_given(params) == GDN_OK ? (size_t)gdni_scratch_bytes(params) : 0;
+}
 
 gdn_status gdn_run_work_items(const gdn_params *params, ptrdiff_t first, ptrdiff_t last, void *scratch,
                               size_t scratch_size) {
-    gdn_params r = gdni_resolve(params);
+    gdn_params r;
     gdni_run_function *run;
     float *memory;
+    GDNI_TRY(gdni_check_given(params));
+    r = gdni_resolve(params);
     if (first < 0 || first > last || last > gdn_num_work_items(params)) return GDN_ERROR_RANGE;
     if (scratch == NULL || scratch_size < (size_t)gdni_scratch_bytes(&r)) return GDN_ERROR_SCRATCH;
     memory = gdni_leave_out(&r, (float *)gdni_align(scratch));

@@ -964,6 +964,36 @@ static void work_items(void **state) {
 
 /* ---- Names ---- */
 
+/* What is asked before anything is validated: sizes of any kind. */
+static void sizes_unchecked(void **state) {
+    (void)state;
+    static const ptrdiff_t values[] = {PTRDIFF_MIN, -1, 0, 1, 2, 3, PTRDIFF_MAX};
+    ptrdiff_t *const sizes[] = {&p.batch_size,      &p.seq_len,    &p.num_seqs,  &p.num_key_heads,
+                                &p.num_value_heads, &p.head_k_dim, &p.head_v_dim};
+    uint64_t random = 1;
+    assert_int_equal(gdn_num_work_items(NULL), 0);
+    assert_int_equal(gdn_scratch_size(NULL), 0);
+    assert_int_equal(gdn_run_work_items(NULL, 0, 0, m.scratch, sizeof m.scratch), GDN_ERROR_NULL);
+    memset(&p, 0, sizeof p);
+    assert_int_equal(gdn_num_work_items(&p), 0);
+    assert_int_equal(gdn_scratch_size(&p), 0);
+    assert_int_equal(gdn_run_work_items(&p, 0, 0, m.scratch, sizeof m.scratch), GDN_ERROR_SIZE);
+    for (int i = 0; i < 20000; i++) {
+        gdn_error error;
+        pooled();
+        for (size_t j = 0; j < COUNT(sizes); j++) {
+            random = random * 6364136223846793005u + 1442695040888963407u;
+            *sizes[j] = values[(random >> 33) % COUNT(values)];
+        }
+        p.cu_seqlens.data = i % 2 == 0 ? NULL : m.cu_seqlens;
+        p.compute = i % 4 < 2 ? GDN_COMPUTE_F32 : GDN_COMPUTE_F64;
+        const bool refused = gdn_validate(&p, &error) == GDN_ERROR_SIZE && error.index < 0;
+        const ptrdiff_t items = gdn_num_work_items(&p);
+        assert_true(items >= 0 && (!refused || items == 0));
+        assert_true(!refused || gdn_scratch_size(&p) == 0);
+    }
+}
+
 static void statuses(void **state) {
     (void)state;
     static const struct {
@@ -1025,6 +1055,7 @@ int main(void) {
         TEST(instruction_sets),
         TEST(scratch),
         TEST(work_items),
+        TEST(sizes_unchecked),
         TEST(statuses),
     };
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
