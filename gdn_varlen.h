@@ -414,8 +414,9 @@ typedef struct gdn_params {
     size_t scratch_size; /* at least gdn_scratch_size() bytes where scratch is given */
 } gdn_params;
 
-/* What other systems take for granted: code, name, then without their prefixes state_layout, head_map, gate_input,
- * beta_input, l2norm_form, l2norm_eps, padding, and null_slot (-1: none). See [CONVENTIONS].
+/* What other systems take for granted (new ones at the end, so that the numbers stay): code, name, then without their
+ * prefixes state_layout, head_map, gate_input, beta_input, l2norm_form, l2norm_eps, padding, and null_slot (-1: none).
+ * See [CONVENTIONS].
  *
  *   SGLANG                  the Triton kernel of this operator since March 2026; SGLANG_KV: before
  *   SGLANG_PACKED_DECODE    also rounds beta to the dtype of b: to have that, pass the rounded sigmoid as GIVEN

@@ -38,6 +38,11 @@ run() {
     $c -I "$root" -DGDN_IMPLEMENTATION -DGDN_NO_MALLOC user.c -o "$work/program" -lm
     run "GDN_IMPLEMENTATION on the command line, the header twice; GDN_NO_MALLOC"
 
+    for without in "-DGDN_NO_AVX512" "-DGDN_NO_AVX2 -DGDN_NO_AVX512 -DGDN_NO_NEON"; do
+        $1 -x c -std=c11 -Werror -I "$root" -DGDN_IMPLEMENTATION $without user.c -o "$work/program" -lm
+        run "$without"
+    done
+
     mkdir "$work/src" "$work/vendor"
     cp user.c "$work/src"
     cp "$root/gdn_varlen.h" "$work/vendor"
