@@ -117,6 +117,18 @@ pkg_config)
 find_package)
     install_package ''
     with_cmake find_package -DCMAKE_PREFIX_PATH="$prefix"
+    cat >"$work/word_size.cmake" <<'EOF'
+set(CMAKE_SIZEOF_VOID_P 4)
+set(PACKAGE_FIND_VERSION 0.1)
+set(PACKAGE_FIND_VERSION_MAJOR 0)
+set(PACKAGE_FIND_VERSION_MINOR 1)
+include(${FILE})
+if(PACKAGE_VERSION_UNSUITABLE OR NOT PACKAGE_VERSION_COMPATIBLE)
+    message(FATAL_ERROR "refused: ${PACKAGE_VERSION}")
+endif()
+EOF
+    quietly cmake -DFILE="$(find "$prefix" -name '*-config-version.cmake')" -P "$work/word_size.cmake"
+    echo "ok: $way: from a build with another word size"
     ;;
 add_subdirectory | fetch_content)
     with_cmake "$way"
@@ -132,6 +144,9 @@ static | shared)
     with_pkg_config PACKAGE=gdn_varlen_library STATIC="$flags"
     if [ "$way" = static ]; then
         check_symbols -g "$LD_LIBRARY_PATH/libgdn_varlen.a"
+        quietly "$CC" -shared -o "$work/plugin.so" -Wl,--whole-archive "$LD_LIBRARY_PATH/libgdn_varlen.a" \
+            -Wl,--no-whole-archive -lm
+        echo "ok: $way: into a shared object"
     else
         check_symbols -D "$LD_LIBRARY_PATH/libgdn_varlen.so"
         version=$(pkg-config --modversion gdn_varlen_library)
