@@ -118,6 +118,7 @@ find_package)
     install_package ''
     with_cmake find_package -DCMAKE_PREFIX_PATH="$prefix"
     cat >"$work/word_size.cmake" <<'EOF'
+cmake_minimum_required(VERSION 3.16)
 set(CMAKE_SIZEOF_VOID_P 4)
 set(PACKAGE_FIND_VERSION 0.1)
 set(PACKAGE_FIND_VERSION_MAJOR 0)
