@@ -14,30 +14,30 @@ set -uo pipefail
 
 # Name, list, time, and what is checked. Those of ci run two at a time: the long ones come first.
 table='
-run             ci    4 min    tests/run.sh: everything built, all tests
+run             ci    3 min    tests/run.sh: everything built, all tests
 fuzz_minute     ci    4 min    a minute of fuzzing for each target
-targets_quick   ci    3 min    the same bits on other architectures and systems, under emulation, a row for each
-sanitize        ci    3 min    tests and examples under the address and undefined behaviour sanitizers, gcc
-headers         ci    3 min    the header under clang: warnings, names, several units, programs of the documentation
+targets_quick   ci    1 min    the same bits on other architectures and systems, under emulation, a row for each
+sanitize        ci    2 min    tests and examples under the address and undefined behaviour sanitizers, gcc
+headers         ci    1 min    the header under clang: warnings, names, several units, programs of the documentation
 clang           ci    1 min    tests compiled by clang, warnings as errors
 no_simd         ci    1 min    tests without vector instructions, warnings as errors
 examples        ci    1 min    examples/run.sh: the examples as they stand, with a bare cc
 races           ci    1 min    calls from several threads under the thread sanitizer
 lint            ci    1 min    cppcheck, and the frames of the stack
 fuzz            long  2 h      an hour of fuzzing for each target
-address         long  6 min    all tests under the address and undefined behaviour sanitizers, clang
-memory          long  5 min    all tests under the memory sanitizer
-threads         long  9 min    all tests under the thread sanitizer
-valgrind        long  8 min    some of the tests under valgrind
+address         long  2 min    all tests under the address and undefined behaviour sanitizers, clang
+memory          long  2 min    all tests under the memory sanitizer
+threads         long  3 min    all tests under the thread sanitizer
+valgrind        long  5 min    some of the tests under valgrind
 static          long  6 min    all tools of static analysis
-coverage        long  2 min    the lines and branches that the tests run
-mutants         long  15 min   faults put into the header: do the tests notice?
-exhaustive      long  6 min    the gates for every float, the whole table of accuracy
+coverage        long  4 min    the lines and branches that the tests run
+mutants         long  30 min   faults put into the header: do the tests notice?
+exhaustive      long  3 min    the gates for every float, the whole table of accuracy
 random          long  2 min    a hundred thousand random calls
-targets         long  12 min   the same bits: all compilers, levels, architectures and systems
-sweep           long  20 min   the same bits: tuning flags and versions of the compilers
+targets         long  6 min    the same bits: all compilers, levels, architectures and systems
+sweep           long  30 min   the same bits: tuning flags and versions of the compilers
 contract        long  1 min    no fused multiply-add in double
-emulated        long  9 min    the tests on aarch64, under emulation
+emulated        long  6 min    the tests on aarch64, under emulation
 orders          long  2 min    what the order of operations costs, 1000 draws a case
 torch           long  5 min    the Python module with PyTorch and transformers from PyPI, 5 GB
 ggml            long  4 min    beside ggml, whose source comes from PyPI
