@@ -19,6 +19,7 @@ fuzz_minute     ci    4 min    a minute of fuzzing for each target
 targets_quick   ci    1 min    the same bits on other architectures and systems, under emulation, a row for each
 sanitize        ci    2 min    tests and examples under the address and undefined behaviour sanitizers, gcc
 headers         ci    1 min    the header under clang: warnings, names, several units, programs of the documentation
+sweep_quick     ci    1 min    the same bits: a sample of tuning flags, gcc and clang
 clang           ci    1 min    tests compiled by clang, warnings as errors
 no_simd         ci    1 min    tests without vector instructions, warnings as errors
 examples        ci    1 min    examples/run.sh: the examples as they stand, with a bare cc
@@ -164,6 +165,7 @@ section_random() {
     seq 0 1000 99000 | xargs -P "$jobs" -I FIRST "$out/random/tests/test_random" 1000 FIRST
 }
 section_targets() { tests/bits/targets.sh --require-all; }
+section_sweep_quick() { tests/bits/sweep.sh --quick; }
 section_sweep() { tests/bits/sweep.sh; }
 section_contract() { tests/bits/contract.sh; }
 # Scripts that start programs themselves would start them without the emulator.
