@@ -181,7 +181,9 @@ section_emulated() {
 }
 section_orders() {
     build orders "${gcc[@]}" -DGDN_EXAMPLES=OFF
-    python3 tests/accuracy/rounding_orders.py "$out/orders/gdn_oracle" tests/golden --draws 1000
+    local python=python3
+    "$python" -c 'import numpy' 2>/dev/null || python=/usr/bin/python3 # Debian's is the one that packages extend
+    "$python" tests/accuracy/rounding_orders.py "$out/orders/gdn_oracle" tests/golden --draws 1000
 }
 section_torch() {
     local venv=$out/torch
