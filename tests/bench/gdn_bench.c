@@ -45,6 +45,7 @@ typedef struct bench_case {
 #define LOAD(n, t) .seqs = (n), .tokens = (t)
 #define STATE(order, type) .layout = GDN_STATE_##order, .state = GDN_##type
 #define INPUTS(type) .inputs = GDN_##type
+#define CHUNKED .compute = GDN_COMPUTE_F32_CHUNKS
 
 static const bench_case cases[] = {
     {"prefill_f32", true, {QWEN, LOAD(1, 512), STATE(KV, F32), INPUTS(F32)}},
@@ -54,6 +55,10 @@ static const bench_case cases[] = {
     {"prefill_f16", false, {QWEN, LOAD(1, 512), STATE(KV, F32), INPUTS(F16)}},
     {"prefill_kda", true, {QWEN, LOAD(1, 512), STATE(KV, F32), INPUTS(F32), .is_kda = true}},
     {"prefill_vk_kda", false, {QWEN, LOAD(1, 512), STATE(VK, F32), INPUTS(F32), .is_kda = true}},
+    {"prefill_chunked_f32", true, {QWEN, LOAD(1, 512), STATE(KV, F32), INPUTS(F32), CHUNKED}},
+    {"prefill_chunked_vk_f32", true, {QWEN, LOAD(1, 512), STATE(VK, F32), INPUTS(F32), CHUNKED}},
+    {"prefill_chunked_bf16", true, {QWEN, LOAD(1, 512), STATE(KV, F32), INPUTS(BF16), CHUNKED}},
+    {"prefill_chunked_kda", true, {QWEN, LOAD(1, 512), STATE(KV, F32), INPUTS(F32), .is_kda = true, CHUNKED}},
 
     {"prefill_T4", true, {QWEN, LOAD(1, 4), STATE(KV, F32), INPUTS(F32)}},
     {"prefill_T16", false, {QWEN, LOAD(1, 16), STATE(KV, F32), INPUTS(F32)}},
@@ -97,6 +102,7 @@ static const bench_case cases[] = {
 /* Drafts of one sequence: both sides read the same states in every run and write others. */
 static const bench_case ggml_cases[] = {
     {"ggml_prefill", true, {GGML_QWEN(1, 512)}},
+    {"ggml_prefill_chunked", true, {GGML_QWEN(1, 512), CHUNKED}},
     {"ggml_decode", true, {GGML_QWEN(64, 1)}},
     {"ggml_decode_one", true, {GGML_QWEN(1, 1)}},
     {"ggml_short_t2", true, {GGML_QWEN(1, 2), .states = STATES_APART}},
