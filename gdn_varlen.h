@@ -2812,6 +2812,7 @@ typedef struct gdni_step {
     const char *from, *next;
     char *to;
     ptrdiff_t from_pitch, to_pitch, next_pitch, next_bytes;
+    bool next_whole;
 } gdni_step;
 
 /* For the sums of token t of a block. A decay of 0 must forget a state whose sums overflow, and 0 times that is not 0:
@@ -2864,11 +2865,11 @@ GDNI_INLINE gdni_vec gdni_finish(const gdni_step *x, ptrdiff_t c) {
 /* ---- Many tokens: the state stays in tiles in first-level cache; one sweep over a tile finishes a token, updates the
  * tile for it and takes the sums of the next ---- */
 
-/* While one state is worked on, the next one is asked for: half its rows during the sums, half during the update, so
- * that the memory never rests. */
+/* While one state is worked on, the memory that is worked on next is asked for, so that it never rests: all its rows,
+ * or half of them during the sums and half during the update. */
 #define gdni_ask_ahead GDNI_NAME(ask_ahead)
-GDNI_INLINE void gdni_ask_ahead(const gdni_step *x, ptrdiff_t row, ptrdiff_t rows, const bool second_half) {
-    const ptrdiff_t place = second_half ? rows + row : row;
+GDNI_INLINE void gdni_ask_ahead(const gdni_step *x, ptrdiff_t row, ptrdiff_t rows, const bool update) {
+    const ptrdiff_t place = x->next_whole ? 2 * row : update ? rows + row : row;
     if (x->next != NULL && place % 2 == 0) gdni_prefetch(x->next + place / 2 * x->next_pitch, x->next_bytes);
 }
 
@@ -3114,6 +3115,7 @@ static void gdni_run_tile(const gdni_run *u, const gdni_strip *x, ptrdiff_t t0, 
     const gdn_params *r = u->r;
     const gdni_sequence *s = &u->s;
     const bool tree = r->retrieve_parent_token.data != NULL && s->row >= 0;
+    const bool every_step = s->row >= 0 || r->ssm_state_indices.data != NULL;
     const ptrdiff_t size = gdni_dtype_size(r->initial_state_source.dtype), columns = x->c1 - x->c0;
     bool update = t0 > 0 && !tree; /* A and B are those of token t: it can be finished and the tile updated */
     gdni_step step;
@@ -3138,7 +3140,12 @@ static void gdni_run_tile(const gdni_run *u, const gdni_strip *x, ptrdiff_t t0, 
             gdni_prefetch(gdni_output_row(r, s, t0 + t, x->value_head, x->c0), columns * gdni_dtype_size(r->o.dtype));
             if (strip >= 0) gdni_fetch(u, strip, t0 + count + t);
         }
-        step.next = t < 2 ? next_state : NULL;
+        if (every_step) { /* where the state goes next */
+            step.next = t0 + next < s->length ? gdni_goal(u, x, t0 + next).data : next_state;
+            step.next_whole = true;
+            step.next_pitch = to.pitch;
+        } else
+            step.next = t == 0 ? next_state : NULL;
         step.to = to.data, step.to_pitch = to.pitch;
         gdni_sweep(u, x, &step, update, sums);
         if (update) {
