@@ -81,28 +81,34 @@
  * The same recurrence, many habits. With K = V a wrong state_layout runs and is silently
  * wrong, so the header has no default for it. "-" means the default (zero) of the field. gdn_preset() sets a row.
  *
- *   system                     state_layout   head_map  gate_input  beta_input  l2norm_form, eps    padding
- *   -------------------------  -------------  --------  ----------  ----------  ------------------  --------------
- *   SGLang Triton, to 2026-03  GDN_STATE_KV   -         -           -           -                   -
- *   SGLang Triton, later       GDN_STATE_VK   -         -           -           -                   -
- *   SGLang packed decode       GDN_STATE_VK   -         - / LOG     - / GIVEN   -                   ZERO
- *   SGLang CPU, vLLM CPU       GDN_STATE_KV   -         -           -           -, 1e-5             none (crashes)
- *   vLLM Triton                GDN_STATE_VK   -         - / LOG     - / GIVEN   -                   LEAVE (5)
- *   FLA                        KV or VK (1)   -         LOG / -     GIVEN (2)   -                   no pool
- *   FlashInfer decode          VK or KV (3)   -         - (4)       -           -                   ZERO
- *   ggml, llama.cpp            GDN_STATE_VK   TILED     LOG         GIVEN       MAX_NORM_EPS        no pool
- *   mlx-lm                     GDN_STATE_VK   -         DECAY       GIVEN       MEAN_PLUS_EPS       no pool
- *   transformers               GDN_STATE_KV   -         LOG         GIVEN       -                   no pool
+ *   system                      state_layout   head_map  gate_input   beta_input     l2norm_form, eps  padding
+ *   --------------------------  -------------  --------  -----------  -------------  ----------------  --------------
+ *   SGLang Triton, to 2026-03   GDN_STATE_KV   -         -            -              -                 -
+ *   SGLang Triton, later        GDN_STATE_VK   -         -            -              -                 -
+ *   SGLang, vLLM packed decode  GDN_STATE_VK   -         -            -              -                 ZERO (4)
+ *   SGLang, vLLM CPU decode     GDN_STATE_KV   -         -            -              -, 1e-5           none (crashes)
+ *   SGLang, vLLM CPU chunks     GDN_STATE_KV   -         LOG          GIVEN          -, 1e-6 / 1e-5    none (crashes)
+ *   vLLM Triton                 GDN_STATE_VK   -         - / LOG (3)  - / GIVEN (3)  -                 LEAVE (4)
+ *   FLA                         KV or VK (1)   -         LOG / -      GIVEN (2)      -                 no pool
+ *   FlashInfer decode           VK or KV (5)   -         -            -              -                 ZERO
+ *   FlashInfer MTP              GDN_STATE_VK   -         -            -              -                 LEAVE
+ *   FlashInfer prefill, mlx-lm  GDN_STATE_VK   -         DECAY        GIVEN          - (6)             no pool
+ *   llama.cpp, qwen35           GDN_STATE_VK   TILED     LOG          GIVEN          - (6)             no pool
+ *   llama.cpp, qwen3next        GDN_STATE_VK   -         LOG          GIVEN          - (6)             no pool
+ *   transformers                GDN_STATE_KV   -         LOG          GIVEN          -                 no pool
  *
- *   The scale is K^-0.5 in all of them (FlashInfer: 0 means the same, as here). The output has
- *   q's dtype in SGLang, v's in FLA, float32 in newer vLLM where the state is float32; here it is o.dtype.
+ *   The scale is K^-0.5 in all of them (FlashInfer: 0 means the same, as here). The output has q's dtype, in FLA
+ *   v's; here it is o.dtype.
  *   (1) state_v_first selects VK.  (2) FLA's beta may be per V column: beta_per_column; with
- *   use_beta_sigmoid_in_kernel it is raw, and allow_neg_eigval doubles it.  (3) "pretranspose" and MTP are
- *   VK, "nontranspose" is KV.  (4) FlashInfer's prefill takes DECAY and GIVEN.  (5) fused_recurrent: ZERO;
- *   newer versions reserve slot 0: has_null_slot with null_slot 0.
- *   SGLang, vLLM and FLA normalise q and k only when asked to (use_qk_l2norm_in_kernel); FlashInfer by
- *   default. transformers, ggml and mlx-lm normalise before the operator: set use_qk_l2norm_in_kernel to
- *   feed this one their raw q and k, leave it off to feed it what they feed theirs.
+ *   use_beta_sigmoid_in_kernel it is raw, and allow_neg_eigval doubles it.  (3) fused_recurrent.
+ *   (4) vLLM reserves slot 0: has_null_slot with null_slot 0.  (5) "pretranspose" is VK, "nontranspose" is KV; with
+ *   bfloat16 states -1 is slot 0 there, and overwritten: here it never is.  (6) sqrt(sum + eps) since mlx-lm 0.32 and
+ *   llama.cpp of 2026-08-31; before: MEAN_PLUS_EPS and MAX_NORM_EPS. llama.cpp's eps is the model file's.
+ *   SGLang, vLLM, FLA and transformers normalise q and k when asked to (use_qk_l2norm_in_kernel), FlashInfer by
+ *   default. llama.cpp and mlx-lm normalise before the operator: set use_qk_l2norm_in_kernel to feed this one their
+ *   raw q and k, leave it off to feed it what they feed theirs.
+ *   Rounded inside, and not here: beta, to b's dtype, in SGLang's packed decode and the CPU decodes; q and k, to their
+ *   dtype after the norm, in FlashInfer's prefill and every chunked kernel. Pass them rounded to have that.
  *
  * DOES NOT
  *
@@ -310,7 +316,7 @@ typedef enum gdn_state_layout {
 
 typedef enum gdn_head_map {
     GDN_HEADS_GROUPED = 0, /* key head = hv / (HV / H) */
-    GDN_HEADS_TILED        /* key head = hv % H: ggml and GGUF files */
+    GDN_HEADS_TILED        /* key head = hv % H: ggml, and GGUF files of qwen35 */
 } gdn_head_map;
 
 typedef enum gdn_gate_input {
@@ -325,9 +331,9 @@ typedef enum gdn_beta_input {
 } gdn_beta_input;
 
 typedef enum gdn_l2norm_form {
-    GDN_L2NORM_SUM_PLUS_EPS = 0, /* x / sqrt(sum(x*x) + eps): SGLang, vLLM, FLA, FlashInfer, transformers */
-    GDN_L2NORM_MEAN_PLUS_EPS,    /* x / sqrt(sum(x*x) + K*eps): mlx-lm */
-    GDN_L2NORM_MAX_NORM_EPS,     /* x / max(sqrt(sum(x*x)), eps): ggml */
+    GDN_L2NORM_SUM_PLUS_EPS = 0, /* x / sqrt(sum(x*x) + eps): every system of today */
+    GDN_L2NORM_MEAN_PLUS_EPS,    /* x / sqrt(sum(x*x) + K*eps): mlx-lm before 0.32 */
+    GDN_L2NORM_MAX_NORM_EPS,     /* x / max(sqrt(sum(x*x)), eps): ggml_l2_norm */
     GDN_L2NORM_NORM_PLUS_EPS     /* x / (sqrt(sum(x*x)) + eps) */
 } gdn_l2norm_form;
 
@@ -439,14 +445,14 @@ typedef struct gdn_params {
  * prefixes state_layout, head_map, gate_input, beta_input, l2norm_form, l2norm_eps, padding, and null_slot (-1: none).
  * See [CONVENTIONS].
  *
- *   SGLANG                  the Triton kernel of this operator since March 2026; SGLANG_KV: before
- *   SGLANG_PACKED_DECODE    also rounds beta to the dtype of b: to have that, pass the rounded sigmoid as GIVEN
- *   SGLANG_CPU, VLLM_CPU    sgl-kernel; a negative index crashes there
- *   VLLM                    fused_sigmoid_gating; before slot 0 was reserved: clear has_null_slot
- *   VLLM_RECURRENT          fused_recurrent
- *   FLA                     fused_recurrent; VK with state_v_first; RAW with the gate, or the sigmoid, in the kernel
- *   FLASHINFER_DECODE       "pretranspose" and MTP; FLASHINFER_DECODE_KV: "nontranspose"; FLASHINFER_PREFILL: chunked
- *   GGML, MLX_LM, TRANSFORMERS
+ *   SGLANG                  0.5.23, the Triton kernel of this operator since March 2026; SGLANG_KV: before
+ *   SGLANG_PACKED_DECODE    of the same
+ *   SGLANG_CPU, VLLM_CPU    decode of sgl-kernel (vLLM 0.33.0), a negative index crashes there; _CHUNK: prefill
+ *   VLLM                    0.33.0 fused_sigmoid_gating; VLLM_RECURRENT: fused_recurrent; VLLM_PACKED_DECODE
+ *   FLA                     0.6.0 fused_recurrent; VK with state_v_first; RAW with gate or sigmoid in the kernel
+ *   FLASHINFER_DECODE       0.7.2 "pretranspose" with float32 states; _KV: "nontranspose"; _MTP; _PREFILL: chunked
+ *   GGML                    llama.cpp of 2026-10 (0c1e5709), qwen35; LLAMA_QWEN3NEXT: qwen3next
+ *   MLX_LM, TRANSFORMERS    0.32.2, 5.24.0
  */
 /* clang-format off: a table */
 #define GDN_SYSTEMS(X)                                                                                                 \
@@ -455,15 +461,20 @@ typedef struct gdn_params {
     X(SGLANG_PACKED_DECODE, "sglang_packed_decode", VK, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-6, ZERO, -1)               \
     X(SGLANG_CPU, "sglang_cpu", KV, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-5, COMPUTE, -1)                                \
     X(VLLM, "vllm", VK, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-6, LEAVE, 0)                                               \
-    X(VLLM_RECURRENT, "vllm_recurrent", VK, GROUPED, LOG, GIVEN, SUM_PLUS_EPS, 1e-6, ZERO, -1)                         \
+    X(VLLM_RECURRENT, "vllm_recurrent", VK, GROUPED, LOG, GIVEN, SUM_PLUS_EPS, 1e-6, LEAVE, 0)                         \
     X(VLLM_CPU, "vllm_cpu", KV, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-5, COMPUTE, -1)                                    \
     X(FLA, "fla", KV, GROUPED, LOG, GIVEN, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)                                            \
     X(FLASHINFER_DECODE, "flashinfer_decode", VK, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-6, ZERO, -1)                     \
     X(FLASHINFER_DECODE_KV, "flashinfer_decode_kv", KV, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-6, ZERO, -1)               \
     X(FLASHINFER_PREFILL, "flashinfer_prefill", VK, GROUPED, DECAY, GIVEN, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)            \
-    X(GGML, "ggml", VK, TILED, LOG, GIVEN, MAX_NORM_EPS, 1e-6, COMPUTE, -1)                                            \
-    X(MLX_LM, "mlx_lm", VK, GROUPED, DECAY, GIVEN, MEAN_PLUS_EPS, 1e-6, COMPUTE, -1)                                   \
-    X(TRANSFORMERS, "transformers", KV, GROUPED, LOG, GIVEN, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)
+    X(GGML, "ggml", VK, TILED, LOG, GIVEN, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)                                            \
+    X(MLX_LM, "mlx_lm", VK, GROUPED, DECAY, GIVEN, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)                                    \
+    X(TRANSFORMERS, "transformers", KV, GROUPED, LOG, GIVEN, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)                          \
+    X(VLLM_PACKED_DECODE, "vllm_packed_decode", VK, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-6, ZERO, 0)                    \
+    X(FLASHINFER_MTP, "flashinfer_mtp", VK, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-6, LEAVE, -1)                          \
+    X(SGLANG_CPU_CHUNK, "sglang_cpu_chunk", KV, GROUPED, LOG, GIVEN, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)                  \
+    X(VLLM_CPU_CHUNK, "vllm_cpu_chunk", KV, GROUPED, LOG, GIVEN, SUM_PLUS_EPS, 1e-5, COMPUTE, -1)                      \
+    X(LLAMA_QWEN3NEXT, "llama_qwen3next", VK, GROUPED, LOG, GIVEN, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)
 /* clang-format on */
 
 typedef enum gdn_system {
