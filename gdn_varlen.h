@@ -204,8 +204,8 @@
 #include <stdint.h>
 
 #define GDN_VERSION_MAJOR 0
-#define GDN_VERSION_MINOR 1
-#define GDN_VERSION_PATCH 1
+#define GDN_VERSION_MINOR 2
+#define GDN_VERSION_PATCH 0
 #define GDN_VERSION (GDN_VERSION_MAJOR * 10000 + GDN_VERSION_MINOR * 100 + GDN_VERSION_PATCH)
 
 #ifndef GDN_API
@@ -380,10 +380,10 @@ typedef struct gdn_params {
      * ends at or before seq_len; rows past its end are not written. A sequence of length 0 writes nothing. */
     gdn_indices cu_seqlens;
 
-    /* Inputs, in any mix of dtypes. Required: q, k, v, a; with GDN_GATE_RAW also A_log and dt_bias. */
-    gdn_tensor A_log;   /* [HV]; only head_stride may be set */
-    gdn_tensor a;       /* [B,T,HV]; is_kda: [B,T,HV,K] */
-    gdn_tensor dt_bias; /* [HV]; is_kda: [HV,K]; only head_stride may be set */
+    /* Inputs, in any mix of dtypes. Required: q, k, v; with GDN_GATE_RAW also a and, but under a lower bound, A_log. */
+    gdn_tensor A_log;   /* [HV]; only head_stride may be set; absent, under a lower bound: exp(A_log) = 1 */
+    gdn_tensor a;       /* [B,T,HV]; is_kda: [B,T,HV,K]; absent, with A_log and dt_bias: no decay */
+    gdn_tensor dt_bias; /* [HV]; is_kda: [HV,K]; only head_stride may be set; absent: 0 */
     gdn_tensor q, k;    /* [B,T,H,K] */
     gdn_tensor v;       /* [B,T,HV,V] */
     gdn_tensor b;       /* [B,T,HV]; beta_per_column: [B,T,HV,V]; absent: beta = 1 */
@@ -394,11 +394,16 @@ typedef struct gdn_params {
     /* State pool; absent: every sequence starts from zeros and its final state is dropped. It is read and written
      * in place, rounded once at the end of the sequence. A slot that one sequence writes is used by no other. */
     gdn_state_pool initial_state_source;
-    gdn_state_layout state_layout;     /* of the pool and of the cache; required with either */
+    gdn_state_layout state_layout;     /* of the pools and of the cache; required with any of them */
     gdn_indices initial_state_indices; /* [N] slot read; absent: slot n. Negative: padding, see below */
     gdn_indices output_state_indices;  /* [N] slot written; absent: the slot read. Negative: none */
-    gdn_padding padding;               /* what a negative initial index does to the output */
-    bool has_null_slot;                /* null_slot means the same as a negative index, read or written */
+
+    /* A pool of its own for what is written, of any dtype and strides, or an array of final states [N,HV,..]; the pool
+     * above is then only read, or absent. Sequence n is written to slot output_state_indices[n], absent: n. */
+    gdn_state_pool output_state_pool;
+    gdn_padding padding; /* what a negative initial index does to the output */
+    bool has_null_slot;  /* null_slot means the same as a negative index, read or written; without
+                          * initial_state_indices it may not be one of the slots 0 .. N - 1 */
     int64_t null_slot;
     bool disable_state_update; /* the pool is only read */
 
@@ -409,8 +414,9 @@ typedef struct gdn_params {
     gdn_indices intermediate_state_indices;
     gdn_indices retrieve_parent_token;
 
-    /* Or one pool slot for each step [N, steps] (negative: not stored), instead of the two index arrays above. The
-     * sequence starts from slot ssm_state_indices[n, num_accepted_tokens[n] - 1], absent: [n, 0]. */
+    /* Or one slot for each step [N, steps] (negative: not stored), of the pool that is written, in place of
+     * output_state_indices. The sequence starts from slot initial_state_indices[n]; absent, where there is one pool:
+     * from slot ssm_state_indices[n, num_accepted_tokens[n] - 1], or [n, 0] (negative: padding). */
     gdn_indices ssm_state_indices;
     gdn_indices num_accepted_tokens; /* [N], each in [1, steps] */
 
@@ -493,6 +499,11 @@ GDN_API gdn_status gdn_fused_sigmoid_gating_delta_rule_update(const gdn_params *
 /* Every check of the call and nothing else: reads the index arrays, no tensor; writes only *error, which may be
  * NULL. Work grows with N and the number of steps, not with the tensors. */
 GDN_API gdn_status gdn_validate(const gdn_params *params, gdn_error *error);
+
+/* The same without any address, for planners of graphs: sizes, dtypes, strides and options. An array counts as given
+ * where its dtype is set, whatever its data; no pointer is followed. Not checked: what index arrays hold, whether
+ * memory overlaps, the size of scratch. Afterwards gdn_num_work_items() needs cu_seqlens.data, if any. */
+GDN_API gdn_status gdn_validate_plan(const gdn_params *params, gdn_error *error);
 
 /* Number of work items; 0 where gdn_validate() refuses the sizes. Each is one sequence, one value head and 32 columns
  * of V (the last of a head may have fewer). They are ordered by sequence, key head, value head, columns. */
@@ -849,6 +860,7 @@ static int64_t gdni_get_index(const gdn_indices *x, ptrdiff_t row, ptrdiff_t col
 static bool gdni_varlen(const gdn_params *p) { return p->cu_seqlens.data != NULL; }
 static ptrdiff_t gdni_heads_per_key_head(const gdn_params *p) { return p->num_value_heads / p->num_key_heads; }
 static bool gdni_raw_gates(const gdn_params *p) {
+    if (p->a.data == NULL) return false;
     switch (p->gate_input) {
     case GDN_GATE_RAW: return true;
     case GDN_GATE_LOG:
@@ -883,11 +895,15 @@ static void gdni_resolve_indices(gdn_indices *x, bool two_dimensional) {
     if (x->row_stride == 0) x->row_stride = x->num_columns;
 }
 
+static void gdni_resolve_pool(const gdn_params *p, gdn_state_pool *x) {
+    if (x->head_stride == 0) x->head_stride = gdni_state_size(p);
+    if (x->slot_stride == 0) x->slot_stride = gdni_size_mul(p->num_value_heads, x->head_stride);
+}
+
 /* Sizes must have been checked. */
 static gdn_params gdni_resolve(const gdn_params *params) {
     gdn_params r = *params;
     const ptrdiff_t h = r.num_key_heads, hv = r.num_value_heads, k = r.head_k_dim, v = r.head_v_dim;
-    gdn_state_pool *pool = &r.initial_state_source;
     gdn_state_cache *cache = &r.intermediate_states_buffer;
     if (!gdni_varlen(&r)) r.num_seqs = r.batch_size;
     gdni_resolve_tensor(&r, &r.q, h, k);
@@ -898,8 +914,8 @@ static gdn_params gdni_resolve(const gdn_params *params) {
     gdni_resolve_strides(&r, hv, v, &r.o.batch_stride, &r.o.token_stride, &r.o.head_stride);
     if (r.A_log.head_stride == 0) r.A_log.head_stride = 1;
     if (r.dt_bias.head_stride == 0) r.dt_bias.head_stride = r.is_kda ? k : 1;
-    if (pool->head_stride == 0) pool->head_stride = gdni_state_size(&r);
-    if (pool->slot_stride == 0) pool->slot_stride = gdni_size_mul(hv, pool->head_stride);
+    gdni_resolve_pool(&r, &r.initial_state_source);
+    gdni_resolve_pool(&r, &r.output_state_pool);
     if (cache->head_stride == 0) cache->head_stride = gdni_state_size(&r);
     if (cache->step_stride == 0) cache->step_stride = gdni_size_mul(hv, cache->head_stride);
     if (cache->row_stride == 0) cache->row_stride = gdni_size_mul(cache->num_steps, cache->step_stride);
@@ -933,8 +949,15 @@ static int64_t gdni_slot(const gdn_params *r, int64_t slot) {
     return slot < 0 || (r->has_null_slot && slot == r->null_slot) ? -1 : slot;
 }
 
+static bool gdni_two_pools(const gdn_params *r) { return r->output_state_pool.data != NULL; }
+
+/* The pool that is written, if any is. */
+static const gdn_state_pool *gdni_output_pool(const gdn_params *r) {
+    return gdni_two_pools(r) ? &r->output_state_pool : &r->initial_state_source;
+}
+
 static bool gdni_writes_pool(const gdn_params *r) {
-    return r->initial_state_source.data != NULL && !r->disable_state_update;
+    return gdni_output_pool(r)->data != NULL && !r->disable_state_update;
 }
 
 static gdni_sequence gdni_get_sequence(const gdn_params *r, ptrdiff_t n) {
@@ -945,21 +968,22 @@ static gdni_sequence gdni_get_sequence(const gdn_params *r, ptrdiff_t n) {
         s.length = (ptrdiff_t)gdni_get_index(&r->cu_seqlens, n + 1, 0) - s.begin;
     }
     if (r->initial_state_source.data != NULL) {
-        ptrdiff_t step = 0;
-        if (r->num_accepted_tokens.data != NULL && s.length > 0)
-            step = (ptrdiff_t)gdni_get_index(&r->num_accepted_tokens, n, 0) - 1;
-        if (r->ssm_state_indices.data != NULL)
-            s.read = gdni_get_index(&r->ssm_state_indices, n, step);
-        else if (r->initial_state_indices.data != NULL)
-            s.read = gdni_get_index(&r->initial_state_indices, n, 0);
-        else
+        const bool accepted = r->num_accepted_tokens.data != NULL && s.length > 0;
+        if (r->initial_state_indices.data != NULL)
+            s.read = gdni_slot(r, gdni_get_index(&r->initial_state_indices, n, 0));
+        else if (r->ssm_state_indices.data == NULL || gdni_two_pools(r))
             s.read = n;
-        s.read = gdni_slot(r, s.read);
+        else
+            s.read = gdni_slot(
+                r, gdni_get_index(&r->ssm_state_indices, n,
+                                  accepted ? (ptrdiff_t)gdni_get_index(&r->num_accepted_tokens, n, 0) - 1 : 0));
         s.padding = s.read < 0;
-        if (gdni_writes_pool(r) && !s.padding && r->ssm_state_indices.data == NULL)
-            s.write = r->output_state_indices.data == NULL
-                          ? s.read
-                          : gdni_slot(r, gdni_get_index(&r->output_state_indices, n, 0));
+    }
+    if (gdni_writes_pool(r) && !s.padding && r->ssm_state_indices.data == NULL) {
+        if (r->output_state_indices.data != NULL)
+            s.write = gdni_slot(r, gdni_get_index(&r->output_state_indices, n, 0));
+        else
+            s.write = gdni_two_pools(r) ? n : s.read;
     }
     if (r->intermediate_states_buffer.data != NULL) {
         s.row = r->intermediate_state_indices.data == NULL ? n : gdni_get_index(&r->intermediate_state_indices, n, 0);
@@ -1008,7 +1032,7 @@ typedef struct gdni_array {
     ptrdiff_t bytes; /* from the first element to the last */
 } gdni_array;
 
-enum { GDNI_NUM_ARRAYS = 18 };
+enum { GDNI_NUM_ARRAYS = 19 };
 
 static ptrdiff_t gdni_scratch_bytes(const gdn_params *r);
 
@@ -1041,17 +1065,18 @@ static void gdni_list_arrays(const gdn_params *r, gdni_array *x) {
     const ptrdiff_t k = r->head_k_dim, v = r->head_v_dim, n = r->num_seqs, matrix = gdni_state_size(r);
     const ptrdiff_t gates = r->is_kda ? k : 1, betas = r->beta_per_column ? v : 1;
     const bool any = t > 0, raw = any && gdni_raw_gates(r), values = any && !r->homogeneous;
-    const gdn_state_pool *pool = &r->initial_state_source;
+    const gdn_state_pool *pool = &r->initial_state_source, *output = &r->output_state_pool;
     const gdn_state_cache *cache = &r->intermediate_states_buffer;
     /* Scratch that is too small is refused later, as such. */
     const ptrdiff_t needed = gdni_scratch_bytes(r), bytes = (size_t)needed > r->scratch_size ? 0 : needed;
     const gdni_array scratch = {"scratch", r->scratch, 1, {1, 1, 1}, {0, 0, 0}, bytes, false, true, 0};
     const gdn_tensor o = gdni_output_tensor(r);
     const gdn_tensor states = {pool->data, pool->dtype, 0, pool->slot_stride, pool->head_stride};
+    const gdn_tensor outputs = {output->data, output->dtype, 0, output->slot_stride, output->head_stride};
     const gdn_tensor steps = {cache->data, cache->dtype, cache->row_stride, cache->step_stride, cache->head_stride};
-    *x++ = gdni_tensor_array(r, "A_log", &r->A_log, 1, 1, hv, 1, raw);
-    *x++ = gdni_tensor_array(r, "a", &r->a, b, t, hv, gates, any);
-    *x++ = gdni_tensor_array(r, "dt_bias", &r->dt_bias, 1, 1, hv, gates, raw);
+    *x++ = gdni_tensor_array(r, "A_log", &r->A_log, 1, 1, hv, 1, raw && !r->has_lower_bound);
+    *x++ = gdni_tensor_array(r, "a", &r->a, b, t, hv, gates, false);
+    *x++ = gdni_tensor_array(r, "dt_bias", &r->dt_bias, 1, 1, hv, gates, false);
     *x++ = gdni_tensor_array(r, "q", &r->q, b, t, h, k, any);
     *x++ = gdni_tensor_array(r, "k", &r->k, b, t, h, k, any);
     *x++ = gdni_tensor_array(r, "v", &r->v, b, t, hv, v, values);
@@ -1062,7 +1087,9 @@ static void gdni_list_arrays(const gdn_params *r, gdni_array *x) {
                            false);
     x++->written = true;
     *x = gdni_tensor_array(r, "initial_state_source", &states, 1, pool->num_states, hv, matrix, false);
-    x++->written = gdni_writes_pool(r);
+    x++->written = gdni_writes_pool(r) && !gdni_two_pools(r);
+    *x = gdni_tensor_array(r, "output_state_pool", &outputs, 1, output->num_states, hv, matrix, false);
+    x++->written = true;
     *x++ = gdni_index_array("cu_seqlens", &r->cu_seqlens, gdni_size_add(n, 1));
     *x++ = gdni_index_array("initial_state_indices", &r->initial_state_indices, n);
     *x++ = gdni_index_array("output_state_indices", &r->output_state_indices, n);
@@ -1092,6 +1119,7 @@ static gdn_status gdni_check_sizes(const gdn_params *p, gdn_error *error) {
     GDNI_REFUSE(SIZE, "head_v_dim", p->head_v_dim < 1);
     GDNI_REFUSE(SIZE, "initial_state_source",
                 p->initial_state_source.data != NULL && p->initial_state_source.num_states < 1);
+    GDNI_REFUSE(SIZE, "output_state_pool", p->output_state_pool.data != NULL && p->output_state_pool.num_states < 1);
     GDNI_REFUSE(SIZE, "intermediate_states_buffer",
                 p->intermediate_states_buffer.data != NULL &&
                     (p->intermediate_states_buffer.num_rows < 1 || p->intermediate_states_buffer.num_steps < 1));
@@ -1102,7 +1130,7 @@ static gdn_status gdni_check_sizes(const gdn_params *p, gdn_error *error) {
 }
 
 static gdn_status gdni_check_options(const gdn_params *r, gdn_error *error) {
-    const bool states = r->initial_state_source.data != NULL || r->intermediate_states_buffer.data != NULL;
+    const bool states = gdni_output_pool(r)->data != NULL || r->intermediate_states_buffer.data != NULL;
     bool valid;
     /* clang-format off: a table */
 #define GDNI_CASE(code) case code:
@@ -1131,19 +1159,26 @@ static gdn_status gdni_check_options(const gdn_params *r, gdn_error *error) {
     GDNI_REFUSE(VALUE, "softplus_threshold", r->softplus_threshold != r->softplus_threshold);
     GDNI_REFUSE(VALUE, "lower_bound", r->has_lower_bound && !(r->lower_bound <= 0 && r->lower_bound >= -DBL_MAX));
 
-    GDNI_REFUSE(COMBINATION, "has_lower_bound", r->has_lower_bound && !gdni_raw_gates(r));
+    GDNI_REFUSE(COMBINATION, "has_lower_bound", r->has_lower_bound && r->a.data != NULL && !gdni_raw_gates(r));
+    GDNI_REFUSE(NULL, "a", r->a.data == NULL && r->seq_len > 0 && (r->A_log.data != NULL || r->dt_bias.data != NULL));
     GDNI_REFUSE(COMBINATION, "beta_per_column", r->beta_per_column && r->b.data == NULL);
     GDNI_REFUSE(COMBINATION, "homogeneous",
                 r->homogeneous && (r->v.data != NULL || r->o.data != NULL || r->beta_per_column));
     GDNI_REFUSE(COMBINATION, "num_accepted_tokens",
-                r->num_accepted_tokens.data != NULL && r->ssm_state_indices.data == NULL);
+                r->num_accepted_tokens.data != NULL &&
+                    (r->ssm_state_indices.data == NULL || gdni_two_pools(r) || r->initial_state_indices.data != NULL));
     GDNI_REFUSE(COMBINATION, "ssm_state_indices",
-                r->ssm_state_indices.data != NULL &&
-                    (r->initial_state_indices.data != NULL || r->output_state_indices.data != NULL));
+                r->ssm_state_indices.data != NULL && r->output_state_indices.data != NULL);
+    GDNI_REFUSE(COMBINATION, "null_slot",
+                r->has_null_slot && r->initial_state_source.data != NULL && r->initial_state_indices.data == NULL &&
+                    (r->ssm_state_indices.data == NULL || gdni_two_pools(r)) && r->null_slot >= 0 &&
+                    r->null_slot < r->num_seqs);
+    GDNI_REFUSE(COMBINATION, "disable_state_update", r->disable_state_update && gdni_two_pools(r));
     GDNI_REFUSE(NULL, "initial_state_source",
-                r->initial_state_source.data == NULL &&
-                    (r->initial_state_indices.data != NULL || r->output_state_indices.data != NULL ||
-                     r->ssm_state_indices.data != NULL));
+                r->initial_state_source.data == NULL && r->initial_state_indices.data != NULL);
+    GDNI_REFUSE(NULL, "initial_state_source",
+                gdni_output_pool(r)->data == NULL &&
+                    (r->output_state_indices.data != NULL || r->ssm_state_indices.data != NULL));
     GDNI_REFUSE(NULL, "intermediate_states_buffer",
                 r->intermediate_states_buffer.data == NULL &&
                     (r->intermediate_state_indices.data != NULL || r->retrieve_parent_token.data != NULL));
@@ -1188,7 +1223,8 @@ static bool gdni_disjoint(const gdni_array *x, const gdni_array *y) {
     return xw <= offset && yw <= pitch - offset;
 }
 
-static gdn_status gdni_check_arrays(const gdn_params *r, gdn_error *error) {
+/* `memory`: where the arrays lie is looked at, too. */
+static gdn_status gdni_check_arrays(const gdn_params *r, bool memory, gdn_error *error) {
     gdni_array x[GDNI_NUM_ARRAYS];
     gdni_list_arrays(r, x);
     for (int i = 0; i < GDNI_NUM_ARRAYS; i++) GDNI_TRY(gdni_check_array(&x[i], error));
@@ -1196,7 +1232,7 @@ static gdn_status gdni_check_arrays(const gdn_params *r, gdn_error *error) {
     GDNI_REFUSE(STRIDE, "dt_bias",
                 r->dt_bias.data != NULL && (r->dt_bias.batch_stride != 0 || r->dt_bias.token_stride != 0));
     for (int i = 0; i < GDNI_NUM_ARRAYS; i++) /* of two that are written, the first is named */
-        for (int j = 0; j < GDNI_NUM_ARRAYS && x[i].written; j++)
+        for (int j = 0; j < GDNI_NUM_ARRAYS && memory && x[i].written; j++)
             if (i != j && x[i].data != NULL && x[j].data != NULL && !gdni_disjoint(&x[i], &x[j]))
                 return gdni_fail(error, GDN_ERROR_OVERLAP, x[i].name);
     return GDN_OK;
@@ -1272,22 +1308,24 @@ static ptrdiff_t gdni_find_write(const gdn_params *r, ptrdiff_t n, int64_t slot)
 /* Sequence n writes `slot` at step t, or reads it (t = -1), and another one writes it. The later of the two is named,
  * by its own index array. */
 static gdn_status gdni_conflict(const gdn_params *r, ptrdiff_t n, ptrdiff_t t, int64_t slot, gdn_error *error) {
-    const bool steps = r->ssm_state_indices.data != NULL;
-    const bool accepted = t < 0 && r->num_accepted_tokens.data != NULL;
+    const bool steps = r->ssm_state_indices.data != NULL, reads = t < 0;
+    const bool start = reads && r->initial_state_indices.data != NULL; /* read by that array, in either case */
+    const bool accepted = reads && r->num_accepted_tokens.data != NULL;
     ptrdiff_t m = 0, m_step, place = n, other;
+    const char *name;
     while (m == n || (m_step = gdni_find_write(r, m, slot)) < 0) m++;
-    other = m;
-    if (steps) {
-        const ptrdiff_t start = accepted ? (ptrdiff_t)gdni_get_index(&r->num_accepted_tokens, n, 0) - 1 : 0;
-        place = n * r->ssm_state_indices.num_columns + (t < 0 ? start : t);
-        other = m * r->ssm_state_indices.num_columns + m_step;
+    other = steps ? m * r->ssm_state_indices.num_columns + m_step : m;
+    if (steps && !start) {
+        const ptrdiff_t first = accepted ? (ptrdiff_t)gdni_get_index(&r->num_accepted_tokens, n, 0) - 1 : 0;
+        place = n * r->ssm_state_indices.num_columns + (reads ? first : t);
     }
-    return gdni_fail_at(error, GDN_ERROR_CONFLICT,
-                        steps                                                       ? "ssm_state_indices"
-                        : (t >= 0 || n < m) && r->output_state_indices.data != NULL ? "output_state_indices"
-                        : r->initial_state_indices.data != NULL                     ? "initial_state_indices"
-                                                                                    : "initial_state_source",
-                        n > m ? place : other, n > m ? other : place);
+    if (steps && !(start && n > m))
+        name = "ssm_state_indices";
+    else if ((!reads || n < m) && r->output_state_indices.data != NULL)
+        name = "output_state_indices";
+    else
+        name = r->initial_state_indices.data != NULL ? "initial_state_indices" : "initial_state_source";
+    return gdni_fail_at(error, GDN_ERROR_CONFLICT, name, n > m ? place : other, n > m ? other : place);
 }
 
 /* Which of the slots from `first` on are written, a window of them at a time. */
@@ -1327,7 +1365,7 @@ static gdn_status gdni_check_slots(const gdn_params *r, gdn_error *error) {
             for (ptrdiff_t t = gdni_first_write(r, &s); t < s.length; t++)
                 gdni_mark(&window, gdni_step_slot(r, &s, n, t));
         }
-        for (ptrdiff_t n = 0; n < r->num_seqs; n++) {
+        for (ptrdiff_t n = 0; n < r->num_seqs && !gdni_two_pools(r); n++) {
             const gdni_sequence s = gdni_get_sequence(r, n);
             if (s.length > 0 && gdni_marked(&window, s.read) && gdni_find_write(r, n, s.read) < 0)
                 return gdni_conflict(r, n, -1, s.read, error);
@@ -1356,18 +1394,28 @@ static gdn_status gdni_check_rows(const gdn_params *r, gdn_error *error) {
 }
 
 static gdn_status gdni_check_sequences(const gdn_params *r, gdn_error *error) {
-    const bool pool = r->initial_state_source.data != NULL, cache = r->intermediate_states_buffer.data != NULL;
-    const bool identity = r->initial_state_indices.data == NULL && r->ssm_state_indices.data == NULL;
-    const ptrdiff_t slots = r->initial_state_source.num_states, rows = r->intermediate_states_buffer.num_rows;
+    const bool steps = r->ssm_state_indices.data != NULL, two = gdni_two_pools(r);
+    const ptrdiff_t slots = r->initial_state_source.num_states, outputs = gdni_output_pool(r)->num_states;
+    const ptrdiff_t rows = r->intermediate_states_buffer.num_rows;
+    const struct {
+        const char *name;
+        bool numbered; /* slot or row n is sequence n's */
+        ptrdiff_t end;
+    } places[] = {
+        {"initial_state_source",
+         r->initial_state_source.data != NULL && r->initial_state_indices.data == NULL && (two || !steps), slots},
+        {"output_state_pool", two && r->output_state_indices.data == NULL && !steps, outputs},
+        {"intermediate_states_buffer",
+         r->intermediate_states_buffer.data != NULL && r->intermediate_state_indices.data == NULL, rows},
+    };
     GDNI_TRY(gdni_check_cu_seqlens(r, error));
     GDNI_TRY(gdni_check_range(r, &r->initial_state_indices, "initial_state_indices", slots, error));
-    GDNI_TRY(gdni_check_range(r, &r->output_state_indices, "output_state_indices", slots, error));
-    GDNI_TRY(gdni_check_range(r, &r->ssm_state_indices, "ssm_state_indices", slots, error));
+    GDNI_TRY(gdni_check_range(r, &r->output_state_indices, "output_state_indices", outputs, error));
+    GDNI_TRY(gdni_check_range(r, &r->ssm_state_indices, "ssm_state_indices", outputs, error));
     GDNI_TRY(gdni_check_range(r, &r->intermediate_state_indices, "intermediate_state_indices", rows, error));
-    if (pool && identity && slots < r->num_seqs)
-        return gdni_fail_at(error, GDN_ERROR_INDEX, "initial_state_source", slots, -1);
-    if (cache && r->intermediate_state_indices.data == NULL && rows < r->num_seqs)
-        return gdni_fail_at(error, GDN_ERROR_INDEX, "intermediate_states_buffer", rows, -1);
+    for (int i = 0; i < 3; i++)
+        if (places[i].numbered && places[i].end < r->num_seqs)
+            return gdni_fail_at(error, GDN_ERROR_INDEX, places[i].name, places[i].end, -1);
     GDNI_TRY(gdni_check_steps(r, error));
     if (gdni_writes_pool(r)) GDNI_TRY(gdni_check_slots(r, error));
     if (r->intermediate_state_indices.data != NULL) GDNI_TRY(gdni_check_rows(r, error));
@@ -1413,8 +1461,7 @@ typedef struct gdni_matrix {
     gdn_dtype dtype;
 } gdni_matrix;
 
-static gdni_matrix gdni_pool_matrix(const gdn_params *r, int64_t slot, ptrdiff_t head) {
-    const gdn_state_pool *x = &r->initial_state_source;
+static gdni_matrix gdni_pool_matrix(const gdn_state_pool *x, int64_t slot, ptrdiff_t head) {
     gdni_matrix m = {NULL, x->dtype};
     if (slot >= 0)
         m.data =
@@ -1439,15 +1486,17 @@ static double gdni_reference_softplus(double x) { return x > 0 ? x + log1p(exp(-
 
 static double gdni_reference_decay(const gdn_params *r, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t hv,
                                    ptrdiff_t i) {
-    const double a = gdni_get_f64(gdni_row(&r->a, s, t, hv), r->a.dtype, i);
-    double x, A, g;
+    double a, x, A, g;
+    if (r->a.data == NULL) return 1;
+    a = gdni_get_f64(gdni_row(&r->a, s, t, hv), r->a.dtype, i);
     switch (r->gate_input) {
     case GDN_GATE_DECAY: return a;
     case GDN_GATE_LOG: return exp(a);
     case GDN_GATE_RAW: break;
     }
-    x = a + gdni_get_f64(r->dt_bias.data, r->dt_bias.dtype, hv * r->dt_bias.head_stride + i);
-    A = exp(gdni_get_f64(r->A_log.data, r->A_log.dtype, hv * r->A_log.head_stride));
+    x = a;
+    if (r->dt_bias.data != NULL) x += gdni_get_f64(r->dt_bias.data, r->dt_bias.dtype, hv * r->dt_bias.head_stride + i);
+    A = r->A_log.data == NULL ? 1 : exp(gdni_get_f64(r->A_log.data, r->A_log.dtype, hv * r->A_log.head_stride));
     if (r->has_lower_bound)
         g = r->lower_bound * gdni_reference_sigmoid(A * x);
     else if (r->softplus_beta * x <= r->softplus_threshold)
@@ -1505,7 +1554,7 @@ static void gdni_reference_item(const gdn_params *r, const gdni_item *x, const g
     const ptrdiff_t c0 = x->c0, c1 = x->c1;
     double *q = scratch, *k = q + K, *decay = k + K, *S = decay + K;
 
-    gdni_reference_state(r, gdni_pool_matrix(r, s->read, hv), c0, c1, false, S);
+    gdni_reference_state(r, gdni_pool_matrix(&r->initial_state_source, s->read, hv), c0, c1, false, S);
     for (ptrdiff_t t = 0; t < s->length; t++) {
         const int64_t parent = gdni_parent(r, s, x->n, t);
         if (parent >= 0) gdni_reference_state(r, gdni_cache_matrix(r, s->row, parent, hv), c0, c1, false, S);
@@ -1525,7 +1574,8 @@ static void gdni_reference_item(const gdn_params *r, const gdni_item *x, const g
             gdni_put_f64(gdni_output_row(r, s, t, hv, c), r->o.dtype, 0, o);
         }
         gdni_reference_state(r, gdni_cache_matrix(r, s->row, t, hv), c0, c1, true, S);
-        gdni_reference_state(r, gdni_pool_matrix(r, gdni_step_slot(r, s, x->n, t), hv), c0, c1, true, S);
+        gdni_reference_state(r, gdni_pool_matrix(gdni_output_pool(r), gdni_step_slot(r, s, x->n, t), hv), c0, c1, true,
+                             S);
     }
 }
 
@@ -1634,10 +1684,15 @@ static ptrdiff_t gdni_scratch_bytes(const gdn_params *r) {
     return gdni_size_add(gdni_size_mul(count, 4), GDNI_ALIGNMENT);
 }
 
-/* Where v and o are left out, all tokens and heads share one row of zeros and one that nobody reads: in resolved
- * parameters a stride of 0 is no distance. Returns what remains of the scratch. */
-static float *gdni_leave_out(gdn_params *r, float *scratch) {
+/* What is left out is shared by all tokens and heads, because in resolved parameters a stride of 0 is no distance: a
+ * decay of 1, a row of zeros as v, and as o one that nobody reads. Returns what remains of the scratch. */
+static float *gdni_fill_in(gdn_params *r, float *scratch) {
+    static const float one = 1;
     const ptrdiff_t row = gdni_round_up(r->head_v_dim, 16);
+    if (r->a.data == NULL) {
+        r->a = gdn_f32(&one);
+        r->gate_input = GDN_GATE_DECAY, r->is_kda = false;
+    }
     if (!r->homogeneous) return scratch;
     memset(scratch, 0, (size_t)row * sizeof(float));
     r->v = gdn_f32(scratch);
@@ -2072,20 +2127,55 @@ bool gdn_isa_supported(gdn_isa isa) { return isa == GDN_ISA_AUTO || gdni_instanc
 
 /* ---- [PUBLIC] ------------------------------------------------------------------------------------------------ */
 
+/* All that does not depend on what the index arrays hold; `plan`: nor on any address. */
+static gdn_status gdni_check_call(const gdn_params *params, bool plan, gdn_params *r, gdn_error *error) {
+    GDNI_TRY(gdni_check_sizes(params, error));
+    *r = gdni_resolve(params);
+    GDNI_TRY(gdni_check_options(r, error));
+    GDNI_TRY(gdni_check_arrays(r, !plan, error));
+    GDNI_REFUSE(OVERFLOW, "num_seqs",
+                gdni_size_mul(gdni_size_mul(r->num_seqs, r->num_value_heads), gdni_slices(r)) == PTRDIFF_MAX);
+    GDNI_REFUSE(OVERFLOW, "head_k_dim", gdni_scratch_bytes(r) == PTRDIFF_MAX);
+    return GDN_OK;
+}
+
 gdn_status gdn_validate(const gdn_params *params, gdn_error *error) {
     gdn_params r;
     gdni_fail(error, GDN_OK, "");
     if (params == NULL) return gdni_fail(error, GDN_ERROR_NULL, "params");
-    GDNI_TRY(gdni_check_sizes(params, error));
-    r = gdni_resolve(params);
-    GDNI_TRY(gdni_check_options(&r, error));
-    GDNI_TRY(gdni_check_arrays(&r, error));
-    GDNI_REFUSE(OVERFLOW, "num_seqs",
-                gdni_size_mul(gdni_size_mul(r.num_seqs, r.num_value_heads), gdni_slices(&r)) == PTRDIFF_MAX);
-    GDNI_REFUSE(OVERFLOW, "head_k_dim", gdni_scratch_bytes(&r) == PTRDIFF_MAX);
+    GDNI_TRY(gdni_check_call(params, false, &r, error));
     GDNI_TRY(gdni_check_sequences(&r, error));
     GDNI_REFUSE(SCRATCH, "scratch", r.scratch != NULL && r.scratch_size < (size_t)gdni_scratch_bytes(&r));
     return GDN_OK;
+}
+
+gdn_status gdn_validate_plan(const gdn_params *params, gdn_error *error) {
+    gdn_params p, r;
+    gdni_fail(error, GDN_OK, "");
+    if (params == NULL) return gdni_fail(error, GDN_ERROR_NULL, "params");
+    p = *params;
+#define GDNI_PLANNED(field, is_there)                                                                                  \
+    if (is_there) p.field.data = &p
+    GDNI_PLANNED(A_log, p.A_log.dtype != GDN_DTYPE_NOT_SET);
+    GDNI_PLANNED(a, p.a.dtype != GDN_DTYPE_NOT_SET);
+    GDNI_PLANNED(dt_bias, p.dt_bias.dtype != GDN_DTYPE_NOT_SET);
+    GDNI_PLANNED(q, p.q.dtype != GDN_DTYPE_NOT_SET);
+    GDNI_PLANNED(k, p.k.dtype != GDN_DTYPE_NOT_SET);
+    GDNI_PLANNED(v, p.v.dtype != GDN_DTYPE_NOT_SET);
+    GDNI_PLANNED(b, p.b.dtype != GDN_DTYPE_NOT_SET);
+    GDNI_PLANNED(o, p.o.dtype != GDN_DTYPE_NOT_SET);
+    GDNI_PLANNED(initial_state_source, p.initial_state_source.dtype != GDN_DTYPE_NOT_SET);
+    GDNI_PLANNED(output_state_pool, p.output_state_pool.dtype != GDN_DTYPE_NOT_SET);
+    GDNI_PLANNED(intermediate_states_buffer, p.intermediate_states_buffer.dtype != GDN_DTYPE_NOT_SET);
+    GDNI_PLANNED(cu_seqlens, p.cu_seqlens.dtype != GDN_INDEX_NOT_SET);
+    GDNI_PLANNED(initial_state_indices, p.initial_state_indices.dtype != GDN_INDEX_NOT_SET);
+    GDNI_PLANNED(output_state_indices, p.output_state_indices.dtype != GDN_INDEX_NOT_SET);
+    GDNI_PLANNED(intermediate_state_indices, p.intermediate_state_indices.dtype != GDN_INDEX_NOT_SET);
+    GDNI_PLANNED(retrieve_parent_token, p.retrieve_parent_token.dtype != GDN_INDEX_NOT_SET);
+    GDNI_PLANNED(ssm_state_indices, p.ssm_state_indices.dtype != GDN_INDEX_NOT_SET);
+    GDNI_PLANNED(num_accepted_tokens, p.num_accepted_tokens.dtype != GDN_INDEX_NOT_SET);
+#undef GDNI_PLANNED
+    return gdni_check_call(&p, true, &r, error);
 }
 
 /* Whether sizes may be computed with. */
@@ -2113,7 +2203,7 @@ gdn_status gdn_run_work_items(const gdn_params *params, ptrdiff_t first, ptrdiff
     r = gdni_resolve(params);
     if (first < 0 || first > last || last > gdn_num_work_items(params)) return GDN_ERROR_RANGE;
     if (scratch == NULL || scratch_size < (size_t)gdni_scratch_bytes(&r)) return GDN_ERROR_SCRATCH;
-    memory = gdni_leave_out(&r, (float *)gdni_align(scratch));
+    memory = gdni_fill_in(&r, (float *)gdni_align(scratch));
     switch (r.compute) {
     case GDN_COMPUTE_F32:
     case GDN_COMPUTE_F32_CHUNKS:
@@ -2684,10 +2774,11 @@ static void gdni_prepare_qk(const gdni_run *u, ptrdiff_t t0, ptrdiff_t count) {
 /* exp(A_log) of a head. */
 #define gdni_exp_A_log GDNI_NAME(exp_A_log)
 static double gdni_exp_A_log(const gdn_params *r, ptrdiff_t hv) {
-    const float A_log = gdni_get_f32(r->A_log.data, r->A_log.dtype, hv * r->A_log.head_stride);
+    const float A_log =
+        r->A_log.data == NULL ? 0.0f : gdni_get_f32(r->A_log.data, r->A_log.dtype, hv * r->A_log.head_stride);
     const gdni_dvec A = gdni_exp(gdni_dset1((double)A_log));
-    double first;
-    memcpy(&first, &A, sizeof first);
+    double first = 1;
+    if (r->A_log.data != NULL) memcpy(&first, &A, sizeof first);
     return first;
 }
 
@@ -2755,13 +2846,15 @@ static void gdni_prepare_gates(const gdni_run *u, ptrdiff_t hv, ptrdiff_t t0, pt
     }
     if (!r->is_kda) {
         for (ptrdiff_t i = 0; i < GDNI_LANES16 && raw; i++)
-            w->bias[i] = gdni_get_f32(r->dt_bias.data, r->dt_bias.dtype, bias_at);
+            w->bias[i] = r->dt_bias.data == NULL ? 0.0f : gdni_get_f32(r->dt_bias.data, r->dt_bias.dtype, bias_at);
         for (ptrdiff_t t = 0; t < count; t++)
             w->gate[t] = gdni_get_f32(gdni_row(&r->a, &u->s, t0 + t, hv), r->a.dtype, 0);
         gdni_decays(r, A, w->bias, 0, count, w->gate);
         return;
     }
-    if (raw)
+    if (raw && r->dt_bias.data == NULL)
+        memset(w->bias, 0, (size_t)kp * sizeof(float));
+    else if (raw)
         gdni_load_row((const char *)r->dt_bias.data + bias_at * gdni_dtype_size(r->dt_bias.dtype), r->dt_bias.dtype, K,
                       kp, w->bias);
     for (ptrdiff_t t = 0; t < count; t++) {
@@ -3099,7 +3192,8 @@ static gdni_place gdni_matrix_place(const gdni_run *u, gdni_matrix m, const gdni
 #define gdni_goal GDNI_NAME(goal)
 static gdni_place gdni_goal(const gdni_run *u, const gdni_strip *x, ptrdiff_t t) {
     const gdni_matrix cache = gdni_cache_matrix(u->r, u->s.row, t, x->value_head);
-    const gdni_matrix pool = gdni_pool_matrix(u->r, gdni_step_slot(u->r, &u->s, u->n, t), x->value_head);
+    const gdni_matrix pool =
+        gdni_pool_matrix(gdni_output_pool(u->r), gdni_step_slot(u->r, &u->s, u->n, t), x->value_head);
     gdni_place y = {NULL, 0};
     if (cache.data == NULL || pool.data == NULL) y = gdni_matrix_place(u, cache.data == NULL ? pool : cache, x);
     if (y.data != NULL) return y;
@@ -3134,7 +3228,7 @@ static void gdni_run_tile(const gdni_run *u, const gdni_strip *x, ptrdiff_t t0, 
     step.next_pitch = (gdni_vk_states(r) ? r->head_k_dim : r->head_v_dim) * size;
     step.next_bytes = gdni_vk_states(r) ? step.next_pitch : columns * size;
     if (t0 == 0) {
-        gdni_read_state(u, gdni_pool_matrix(r, s->read, x->value_head), x, &step);
+        gdni_read_state(u, gdni_pool_matrix(&r->initial_state_source, s->read, x->value_head), x, &step);
     } else {
         const gdni_place from = gdni_goal(u, x, t0 - 1);
         step.from = from.data, step.from_pitch = from.pitch;
@@ -3163,7 +3257,8 @@ static void gdni_run_tile(const gdni_run *u, const gdni_strip *x, ptrdiff_t t0, 
             step.from = to.data, step.from_pitch = to.pitch;
             if (to.data == (char *)x->tile) {
                 gdni_move(u, gdni_cache_matrix(r, s->row, t0 + t, x->value_head), x, true);
-                gdni_move(u, gdni_pool_matrix(r, gdni_step_slot(r, s, u->n, t0 + t), x->value_head), x, true);
+                gdni_move(u, gdni_pool_matrix(gdni_output_pool(r), gdni_step_slot(r, s, u->n, t0 + t), x->value_head),
+                          x, true);
             }
         }
         t = next;
@@ -3183,7 +3278,7 @@ static const char *gdni_state_at(const gdni_run *u, int strip, ptrdiff_t c) {
     gdni_matrix m;
     if (strip == u->num_strips) u = u->next, strip = 0;
     if (u == NULL) return NULL;
-    m = gdni_pool_matrix(u->r, u->s.read, u->strips[strip].value_head);
+    m = gdni_pool_matrix(&u->r->initial_state_source, u->s.read, u->strips[strip].value_head);
     c = c > u->strips[strip].c0 ? c : u->strips[strip].c0;
     if (m.data != NULL) m.data += c * (gdni_vk_states(u->r) ? u->r->head_k_dim : 1) * gdni_dtype_size(m.dtype);
     return m.data;
@@ -3290,8 +3385,8 @@ static void gdni_stream(const gdni_run *u, int i) {
     const gdn_params *r = u->r;
     const gdni_workspace *w = u->w;
     const bool vk = gdni_vk_states(r);
-    const gdni_matrix from = gdni_pool_matrix(r, u->s.read, strip->value_head);
-    const gdni_matrix to = gdni_pool_matrix(r, gdni_step_slot(r, &u->s, u->n, 0), strip->value_head);
+    const gdni_matrix from = gdni_pool_matrix(&r->initial_state_source, u->s.read, strip->value_head);
+    const gdni_matrix to = gdni_pool_matrix(gdni_output_pool(r), gdni_step_slot(r, &u->s, u->n, 0), strip->value_head);
     const ptrdiff_t size = gdni_dtype_size(from.dtype), column = (vk ? r->head_k_dim : 1) * size;
     gdni_step step;
     memset(&step, 0, sizeof step);
@@ -3323,12 +3418,13 @@ static void gdni_stream(const gdni_run *u, int i) {
     }
 }
 
-/* Whether a sequence is streamed: one token, nothing but the pool to write, rows of whole vectors. */
+/* Whether a sequence is streamed: one token, nothing but a pool to write, of one dtype, rows of whole vectors. */
 #define gdni_streams GDNI_NAME(streams)
 static bool gdni_streams(const gdni_run *u) {
     const bool whole =
         gdni_vk_states(u->r) ? u->r->head_k_dim % GDNI_LANES16 == 0 : u->r->head_v_dim % (2 * GDNI_LANES) == 0;
-    return u->s.length == 1 && u->s.read >= 0 && u->s.row < 0 && whole;
+    return u->s.length == 1 && u->s.read >= 0 && u->s.row < 0 && whole &&
+           gdni_output_pool(u->r)->dtype == u->r->initial_state_source.dtype;
 }
 
 #define gdni_run_decode GDNI_NAME(run_decode)
@@ -3674,7 +3770,8 @@ static void gdni_chunk_tile(const gdni_run *u, const gdni_strip *x, gdni_chunk *
     const gdn_params *r = u->r;
     const gdni_workspace *w = u->w;
     const ptrdiff_t width = gdni_tile_vectors(x) * GDNI_LANES;
-    if (y->t0 + a == 0) gdni_move_tile(u, gdni_pool_matrix(r, u->s.read, x->value_head), x, false);
+    if (y->t0 + a == 0)
+        gdni_move_tile(u, gdni_pool_matrix(&r->initial_state_source, u->s.read, x->value_head), x, false);
     for (ptrdiff_t i = 0; i < w->kp * width && w->gate[a] == 0; i += GDNI_LANES)
         gdni_store(x->tile + i, gdni_mul(gdni_set1(0.0f), gdni_load(x->tile + i)));
     for (ptrdiff_t i = a; i < b && r->beta_per_column; i++) {
@@ -3688,7 +3785,9 @@ static void gdni_chunk_tile(const gdni_run *u, const gdni_strip *x, gdni_chunk *
     else
         for (ptrdiff_t c = 0; c < width; c += 2 * GDNI_LANES) gdni_chunk_columns(u, x, y, a, b, c, 2);
     if (y->t0 + b == u->s.length)
-        gdni_move_tile(u, gdni_pool_matrix(r, gdni_step_slot(r, &u->s, u->n, y->t0 + b - 1), x->value_head), x, true);
+        gdni_move_tile(
+            u, gdni_pool_matrix(gdni_output_pool(r), gdni_step_slot(r, &u->s, u->n, y->t0 + b - 1), x->value_head), x,
+            true);
 }
 
 /* 0 where all decays of a row are 0, else 1. */

@@ -754,10 +754,9 @@ static inline gdn_indices case_indices(case_reader *r, const char *name, const c
 
 static inline void case_read_arrays(case_reader *r) {
     gdn_params *p = &r->c->params;
-    const bool raw = p->gate_input == GDN_GATE_RAW;
-    p->A_log = case_tensor(r, "A_log", "HV", raw);
-    p->a = case_tensor(r, "a", p->is_kda ? "B,T,HV,K" : "B,T,HV", true);
-    p->dt_bias = case_tensor(r, "dt_bias", p->is_kda ? "HV,K" : "HV", raw);
+    p->A_log = case_tensor(r, "A_log", "HV", false);
+    p->a = case_tensor(r, "a", p->is_kda ? "B,T,HV,K" : "B,T,HV", false);
+    p->dt_bias = case_tensor(r, "dt_bias", p->is_kda ? "HV,K" : "HV", false);
     p->q = case_tensor(r, "q", "B,T,H,K", true);
     p->k = case_tensor(r, "k", "B,T,H,K", true);
     p->v = case_tensor(r, "v", "B,T,HV,V", true);

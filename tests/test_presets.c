@@ -21,12 +21,14 @@ static gdn_params set(gdn_system system) {
 static void every_system(void **unused) {
     (void)unused;
     for (int i = GDN_SYSTEM_NOT_SET + 1; i < GDN_NUM_SYSTEMS; i++) {
+        static const int32_t one = 1;
         float x[4] = {0};
         gdn_params p = set((gdn_system)i);
         p.batch_size = p.seq_len = p.num_key_heads = p.num_value_heads = p.head_k_dim = p.head_v_dim = 1;
         p.A_log = p.dt_bias = p.a = p.b = p.q = p.k = p.v = gdn_f32(&x[0]);
         p.o = gdn_out_f32(&x[1]);
-        p.initial_state_source = gdn_pool_of(&x[2], GDN_F32, 1);
+        p.initial_state_source = gdn_pool_of(&x[2], GDN_F32, 2);
+        p.initial_state_indices = gdn_i32(&one); /* slot 0 may be the null slot */
         assert_int_equal(gdn_validate(&p, NULL), GDN_OK);
         assert_string_not_equal(gdn_system_name((gdn_system)i), "?");
         for (int j = GDN_SYSTEM_NOT_SET + 1; j < i; j++)

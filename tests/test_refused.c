@@ -17,7 +17,7 @@ struct memory {
     float A_log[HV * WIDE], a[TOKENS * HV * K * WIDE], dt_bias[HV * K * WIDE];
     float q[TOKENS * H * K * WIDE], k[TOKENS * H * K * WIDE], v[TOKENS * HV * V * WIDE], b[TOKENS * HV * V * WIDE];
     float o[TOKENS * HV * V * WIDE];
-    float pool[SLOTS * STATE * WIDE], cache[ROWS * STEPS * STATE * WIDE];
+    float pool[SLOTS * STATE * WIDE], outputs[SEQS * STATE * WIDE], cache[ROWS * STEPS * STATE * WIDE];
     int32_t cu_seqlens[SEQS + 1], reads[SEQS], writes[SEQS], rows[SEQS];
     int32_t parents[SEQS * STEPS], slots[SEQS * STEPS], accepted[SEQS];
     float packed[(TOKENS + 1) * PITCH];
@@ -90,6 +90,12 @@ static void read_and_written(void) {
     pooled();
     memcpy(m.writes, (const int32_t[]){1, 0, 5}, sizeof m.writes);
     p.output_state_indices = gdn_i32(m.writes);
+}
+
+/* Slots 4, 0, 2 of one pool are read, slots 0, 1, 2 of another are written. */
+static void two_pools(void) {
+    pooled();
+    p.output_state_pool = gdn_pool_of(m.outputs, GDN_F32, SEQS);
 }
 
 static void cached(void) {
@@ -228,7 +234,8 @@ static void required_pointers(void **state) {
     (void)state;
     REFUSED(fixed_length, p.A_log.data = NULL, GDN_ERROR_NULL, "A_log");
     REFUSED(fixed_length, p.a.data = NULL, GDN_ERROR_NULL, "a");
-    REFUSED(fixed_length, p.dt_bias.data = NULL, GDN_ERROR_NULL, "dt_bias");
+    REFUSED(fixed_length, (p.a.data = NULL, p.dt_bias.data = NULL), GDN_ERROR_NULL, "a");
+    REFUSED(fixed_length, (p.a.data = NULL, p.A_log.data = NULL), GDN_ERROR_NULL, "a");
     REFUSED(fixed_length, p.q.data = NULL, GDN_ERROR_NULL, "q");
     REFUSED(fixed_length, p.k.data = NULL, GDN_ERROR_NULL, "k");
     REFUSED(fixed_length, p.v.data = NULL, GDN_ERROR_NULL, "v");
@@ -242,6 +249,10 @@ static void required_pointers(void **state) {
             "intermediate_states_buffer");
 
     ACCEPTED(fixed_length, p.b.data = NULL);
+    ACCEPTED(fixed_length, p.dt_bias.data = NULL);
+    ACCEPTED(fixed_length, p.a.data = p.A_log.data = p.dt_bias.data = NULL);
+    ACCEPTED(fixed_length, (p.has_lower_bound = true, p.lower_bound = -5, p.A_log.data = NULL));
+    ACCEPTED(fixed_length, (p.has_lower_bound = true, p.lower_bound = -5, p.A_log.data = p.dt_bias.data = NULL));
     ACCEPTED(fixed_length, (p.gate_input = GDN_GATE_LOG, p.A_log.data = p.dt_bias.data = NULL));
     ACCEPTED(fixed_length, (p.gate_input = GDN_GATE_DECAY, p.A_log.data = p.dt_bias.data = NULL));
     ACCEPTED(identity_slots, p.initial_state_source.data = NULL);
@@ -288,6 +299,7 @@ static void sizes(void **state) {
     ACCEPTED(step_slots, p.num_accepted_tokens.num_columns = 7);
     REFUSED(tree, p.retrieve_parent_token.num_columns = -1, GDN_ERROR_SIZE, "retrieve_parent_token");
     REFUSED(step_slots, p.ssm_state_indices.num_columns = -1, GDN_ERROR_SIZE, "ssm_state_indices");
+    REFUSED(two_pools, p.output_state_pool.num_states = 0, GDN_ERROR_SIZE, "output_state_pool");
 
     ACCEPTED(fixed_length, p.seq_len = 0);
     ACCEPTED(fixed_length, p.num_seqs = BATCH);
@@ -396,7 +408,13 @@ static void numbers(void **state) {
 static void combinations(void **state) {
     (void)state;
     REFUSED(step_slots, p.ssm_state_indices.data = NULL, GDN_ERROR_COMBINATION, "num_accepted_tokens");
-    REFUSED(step_slots, p.initial_state_indices = gdn_i32(m.reads), GDN_ERROR_COMBINATION, "ssm_state_indices");
+    REFUSED(step_slots, p.initial_state_indices = gdn_i32(m.reads), GDN_ERROR_COMBINATION, "num_accepted_tokens");
+    REFUSED(two_pools, p.disable_state_update = true, GDN_ERROR_COMBINATION, "disable_state_update");
+    REFUSED(identity_slots, p.has_null_slot = true, GDN_ERROR_COMBINATION, "null_slot");
+    REFUSED(identity_slots, (p.has_null_slot = true, p.null_slot = SEQS - 1), GDN_ERROR_COMBINATION, "null_slot");
+    ACCEPTED(identity_slots, (p.has_null_slot = true, p.null_slot = SEQS));
+    REFUSED(two_pools, (p.ssm_state_indices = gdn_i32(m.slots), p.num_accepted_tokens = gdn_i32(m.accepted)),
+            GDN_ERROR_COMBINATION, "num_accepted_tokens");
     REFUSED(step_slots, p.output_state_indices = gdn_i32(m.writes), GDN_ERROR_COMBINATION, "ssm_state_indices");
     REFUSED(fixed_length, (p.has_lower_bound = true, p.gate_input = GDN_GATE_LOG), GDN_ERROR_COMBINATION,
             "has_lower_bound");
@@ -541,6 +559,10 @@ static void slots_out_of_range(void **state) {
     REFUSED_AT(cached, (p.intermediate_state_indices.data = NULL, p.intermediate_states_buffer.num_rows = 2),
                GDN_ERROR_INDEX, "intermediate_states_buffer", 2, -1);
     REFUSED_AT(step_slots, m.slots[1 * STEPS + 2] = SLOTS, GDN_ERROR_INDEX, "ssm_state_indices", 5, -1);
+    REFUSED_AT(two_pools, p.output_state_pool.num_states = SEQS - 1, GDN_ERROR_INDEX, "output_state_pool", SEQS - 1,
+               -1);
+    REFUSED_AT(two_pools, (p.output_state_indices = gdn_i32(m.writes), m.writes[1] = SEQS), GDN_ERROR_INDEX,
+               "output_state_indices", 1, -1);
     REFUSED_AT(step_slots, (m.accepted[2] = 3, m.slots[2 * STEPS + 2] = SLOTS), GDN_ERROR_INDEX, "ssm_state_indices", 8,
                -1);
     static const int64_t far[] = {4, (int64_t)1 << 32, 2};
@@ -586,6 +608,39 @@ static void steps(void **state) {
     ACCEPTED(step_slots, (lengths(0, 3, 1), m.accepted[0] = STEPS + 1));
 }
 
+/* A plan has no addresses: what has a dtype is there. */
+static void plans(void **state) {
+    (void)state;
+    static void (*const calls[])(void) = {fixed_length, varlen, identity_slots, two_pools, cached, tree};
+    gdn_error error;
+    for (size_t i = 0; i < COUNT(calls); i++) {
+        calls[i]();
+        gdn_tensor *const tensors[] = {&p.A_log, &p.a, &p.dt_bias, &p.q, &p.k, &p.v, &p.b};
+        gdn_indices *const indices[] = {&p.cu_seqlens, &p.initial_state_indices, &p.output_state_indices,
+                                        &p.intermediate_state_indices, &p.retrieve_parent_token};
+        for (size_t j = 0; j < COUNT(tensors); j++) tensors[j]->data = NULL;
+        for (size_t j = 0; j < COUNT(indices); j++) indices[j]->data = NULL;
+        p.o.data = p.initial_state_source.data = p.output_state_pool.data = p.intermediate_states_buffer.data = NULL;
+        p.scratch = NULL;
+        const gdn_params whole = p;
+        assert_int_equal(gdn_validate_plan(&p, &error), GDN_OK);
+        assert_int_not_equal(gdn_validate(&p, NULL), GDN_OK);
+        p.q.dtype = GDN_DTYPE_NOT_SET; /* absent */
+        assert_int_equal(gdn_validate_plan(&p, &error), GDN_ERROR_NULL);
+        assert_string_equal(error.argument, "q");
+        p = whole, p.v.dtype = GDN_F64;
+        assert_int_equal(gdn_validate_plan(&p, &error), GDN_ERROR_ENUM);
+        assert_string_equal(error.argument, "v");
+        p = whole, p.num_value_heads = 2 * p.num_key_heads + 1;
+        assert_int_equal(gdn_validate_plan(&p, &error), GDN_ERROR_SIZE);
+        p = whole, p.k.token_stride = 1;
+        assert_int_equal(gdn_validate_plan(&p, &error), GDN_ERROR_STRIDE);
+        p = whole, p.scale = -1;
+        assert_int_equal(gdn_validate_plan(&p, &error), GDN_ERROR_VALUE);
+    }
+    assert_int_equal(gdn_validate_plan(NULL, &error), GDN_ERROR_NULL);
+}
+
 static void conflicts(void **state) {
     (void)state;
     /* Written twice. */
@@ -614,6 +669,21 @@ static void conflicts(void **state) {
     REFUSED_AT(step_slots, (m.accepted[2] = 3, m.slots[2 * STEPS + 2] = 4), GDN_ERROR_CONFLICT, "ssm_state_indices", 8,
                5);
     REFUSED_AT(step_slots, (m.accepted[0] = 3, m.slots[2] = 3), GDN_ERROR_CONFLICT, "ssm_state_indices", 4, 2);
+
+    /* The start slots in an array of their own. */
+    REFUSED_AT(step_slots,
+               (p.num_accepted_tokens.data = NULL, p.initial_state_indices = gdn_i32(m.reads), m.reads[0] = 0,
+                m.reads[1] = 2, m.reads[2] = 1),
+               GDN_ERROR_CONFLICT, "initial_state_indices", 2, 1);
+    REFUSED_AT(step_slots,
+               (p.num_accepted_tokens.data = NULL, p.initial_state_indices = gdn_i32(m.reads), m.reads[0] = 4,
+                m.reads[1] = 2, m.reads[2] = 5),
+               GDN_ERROR_CONFLICT, "ssm_state_indices", 5, 0);
+    /* Two pools. */
+    REFUSED_AT(two_pools, (p.output_state_indices = gdn_i32(m.writes), m.writes[0] = m.writes[2] = 1),
+               GDN_ERROR_CONFLICT, "output_state_indices", 2, 0);
+    ACCEPTED(two_pools, m.reads[0] = m.reads[1] = m.reads[2]);
+    ACCEPTED(two_pools, (p.initial_state_source.data = NULL, p.initial_state_indices.data = NULL));
 
     /* Nothing is written, or nothing is read, or by the same sequence. */
     ACCEPTED(pooled, (p.disable_state_update = true, m.reads[0] = m.reads[1] = m.reads[2] = 4));
@@ -761,6 +831,8 @@ static void output_overlaps(void **state) {
     REFUSED(tree, p.retrieve_parent_token = moved(p.retrieve_parent_token, m.o, sizeof m.parents), GDN_ERROR_OVERLAP,
             "o");
     REFUSED(step_slots, p.ssm_state_indices = moved(p.ssm_state_indices, m.o, sizeof m.slots), GDN_ERROR_OVERLAP, "o");
+    REFUSED(two_pools, p.output_state_pool.data = m.pool, GDN_ERROR_OVERLAP, "output_state_pool");
+    REFUSED(two_pools, p.output_state_pool.data = m.o, GDN_ERROR_OVERLAP, "o");
     REFUSED(step_slots, p.num_accepted_tokens = moved(p.num_accepted_tokens, m.o, sizeof m.accepted), GDN_ERROR_OVERLAP,
             "o");
 
@@ -1045,6 +1117,7 @@ int main(void) {
         TEST(cumulative_lengths),
         TEST(slots_out_of_range),
         TEST(steps),
+        TEST(plans),
         TEST(conflicts),
         TEST(distances_between_slots),
         TEST(many_sequences),

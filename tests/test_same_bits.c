@@ -66,6 +66,23 @@ static void int32_or_int64_indices(void **state) {
     for_each_call(check_indices);
 }
 
+/* The pool that is read, of any dtype, may be another one than the pool that is written. */
+static void check_two_pools(call *c, const char *name) {
+    if (!call_has(c, CALL_POOL) || c->p.disable_state_update) return;
+    test_context("%s, two pools", name);
+    call *one = call_clone_outputs(c, ELEMENT_F32), *two = call_clone(one, &call_layouts[0], GUARD_AFTER);
+    run(one, RUN_WHOLE);
+    run_two_pools(two, c);
+    assert_same(one, two);
+    call_free(two);
+    call_free(one);
+}
+
+static void any_pool_to_read(void **state) {
+    (void)state;
+    for_each_call(check_two_pools);
+}
+
 static void check_repeated(call *c, const char *name) {
     test_context("%s, called twice", name);
     call *other = call_clone(c, &call_layouts[0], GUARD_AFTER);
@@ -453,6 +470,7 @@ int main(void) {
         cmocka_unit_test(any_partition_of_the_work),
         cmocka_unit_test(any_strides),
         cmocka_unit_test(int32_or_int64_indices),
+        cmocka_unit_test(any_pool_to_read),
         cmocka_unit_test(repeated_calls),
         cmocka_unit_test(alone_or_in_any_batch),
         cmocka_unit_test(any_split),

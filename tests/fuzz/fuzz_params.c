@@ -22,6 +22,7 @@ enum {
     B,
     O,
     POOL,
+    OUTPUTS,
     CACHE, /* tensors */
     CU_SEQLENS,
     READS,
@@ -132,6 +133,8 @@ static void draw_params(input *b, gdn_params *p) {
         if (states / 2 % 4 == 3) p->ssm_state_indices.data = present;
         if (states / 2 % 4 == 3 && more / 8 % 2) p->num_accepted_tokens.data = present;
         p->disable_state_update = more / 16 % 4 == 1;
+        if (more / 16 % 4 == 3)
+            p->output_state_pool = gdn_pool_of((void *)(uintptr_t)present, draw_dtype(b, p->compute), n * steps);
         p->has_null_slot = more / 64 % 2 != 0;
         p->padding = (gdn_padding)(states / 8 % 3);
     }
@@ -159,11 +162,21 @@ static void edit_params(input *b, gdn_params *p) {
         &p->k.batch_stride, &p->k.token_stride, &p->k.head_stride, &p->v.batch_stride, &p->v.token_stride,
         &p->v.head_stride, &p->b.batch_stride, &p->b.token_stride, &p->b.head_stride, &p->o.batch_stride,
         &p->o.token_stride, &p->o.head_stride, &pool->slot_stride, &pool->head_stride, &cache->row_stride,
-        &cache->step_stride, &cache->head_stride, &p->cu_seqlens.row_stride, &p->initial_state_indices.row_stride,
+        &cache->step_stride, &cache->head_stride, &p->output_state_pool.num_states, &p->output_state_pool.slot_stride,
+        &p->output_state_pool.head_stride, &p->cu_seqlens.row_stride, &p->initial_state_indices.row_stride,
         &p->output_state_indices.row_stride, &p->intermediate_state_indices.row_stride,
         &p->retrieve_parent_token.row_stride, &p->ssm_state_indices.row_stride, &p->num_accepted_tokens.row_stride};
-    gdn_dtype *const dtypes[] = {&p->A_log.dtype, &p->a.dtype, &p->dt_bias.dtype, &p->q.dtype,  &p->k.dtype,
-                                 &p->v.dtype,     &p->b.dtype, &p->o.dtype,       &pool->dtype, &cache->dtype};
+    gdn_dtype *const dtypes[] = {&p->A_log.dtype,
+                                 &p->a.dtype,
+                                 &p->dt_bias.dtype,
+                                 &p->q.dtype,
+                                 &p->k.dtype,
+                                 &p->v.dtype,
+                                 &p->b.dtype,
+                                 &p->o.dtype,
+                                 &pool->dtype,
+                                 &cache->dtype,
+                                 &p->output_state_pool.dtype};
     double *const numbers[] = {&p->scale, &p->l2norm_eps, &p->softplus_beta, &p->softplus_threshold, &p->lower_bound};
     static const double values[] = {0, 1, -1, 1e-300, 1e300, -0.5, 7, DBL_MAX, HUGE_VAL, -HUGE_VAL, (double)NAN};
     static const ptrdiff_t extremes[] = {PTRDIFF_MAX,        PTRDIFF_MIN,         PTRDIFF_MAX / 2, (ptrdiff_t)1 << 40,
@@ -251,6 +264,8 @@ static void list_arrays(fuzz_case *c) {
     gdn_state_pool *pool = &p->initial_state_source;
     gdn_state_cache *cache = &p->intermediate_states_buffer;
     gdn_tensor slots = {pool->data, pool->dtype, 0, pool->slot_stride, pool->head_stride};
+    gdn_state_pool *output = &p->output_state_pool;
+    gdn_tensor outputs = {output->data, output->dtype, 0, output->slot_stride, output->head_stride};
     gdn_tensor steps = {cache->data, cache->dtype, cache->row_stride, cache->step_stride, cache->head_stride};
     x[A_LOG] = tensor_array(p, &p->A_log, 1, 1, hv, 1);
     x[A] = tensor_array(p, &p->a, batch, t, hv, p->is_kda ? k : 1);
@@ -263,6 +278,8 @@ static void list_arrays(fuzz_case *c) {
     x[O].data = (const void **)(uintptr_t)&p->o.data;
     x[POOL] = tensor_array(p, &slots, 1, pool->num_states, hv, product(k, v));
     x[POOL].data = (const void **)(uintptr_t)&pool->data;
+    x[OUTPUTS] = tensor_array(p, &outputs, 1, output->num_states, hv, product(k, v));
+    x[OUTPUTS].data = (const void **)(uintptr_t)&output->data;
     x[CACHE] = tensor_array(p, &steps, cache->num_rows, cache->num_steps, hv, product(k, v));
     x[CACHE].data = (const void **)(uintptr_t)&cache->data;
     x[CU_SEQLENS] = index_array(&p->cu_seqlens, n < PTRDIFF_MAX ? n + 1 : n, 1);
@@ -405,7 +422,8 @@ static void open_elements(fuzz_case *c, int which) {
 
 /* The elements of the arrays that are written, one after the other. */
 static unsigned char *gather_results(const fuzz_case *c, size_t *size) {
-    unsigned char *all = malloc((size_t)(c->arrays[O].bytes + c->arrays[POOL].bytes + c->arrays[CACHE].bytes) + 1);
+    unsigned char *all = malloc(
+        (size_t)(c->arrays[O].bytes + c->arrays[POOL].bytes + c->arrays[OUTPUTS].bytes + c->arrays[CACHE].bytes) + 1);
     REQUIRE(all != NULL);
     *size = 0;
     for (int i = O; i <= CACHE; i++) {
@@ -422,7 +440,8 @@ static unsigned char *gather_results(const fuzz_case *c, size_t *size) {
 
 /* The same bits; any NaN is the same as any other. */
 static void require_same(const fuzz_case *c, const unsigned char *x, const unsigned char *y) {
-    const gdn_dtype dtypes[] = {c->p.o.dtype, c->p.initial_state_source.dtype, c->p.intermediate_states_buffer.dtype};
+    const gdn_dtype dtypes[] = {c->p.o.dtype, c->p.initial_state_source.dtype, c->p.output_state_pool.dtype,
+                                c->p.intermediate_states_buffer.dtype};
     size_t at = 0;
     for (int i = O; i <= CACHE; i++) {
         const array *a = &c->arrays[i];
@@ -464,11 +483,16 @@ static void require_error(const gdn_error *error, gdn_status status) {
 }
 
 static void check(input *b, fuzz_case *c) {
-    gdn_error error, called;
+    gdn_error error, called = {GDN_OK, "", -1, -1};
     save(c);
     const gdn_status status = gdn_validate(&c->p, &error);
     require_error(&error, status);
     REQUIRE(gdn_validate(&c->p, NULL) == status);
+    /* In any order, validated or not, and without an address. */
+    REQUIRE(gdn_num_work_items(&c->p) >= 0 && (status != GDN_OK || gdn_scratch_size(&c->p) > 0));
+    REQUIRE(gdn_run_work_items(&c->p, 0, 0, NULL, 0) != GDN_OK);
+    const gdn_status plan = gdn_validate_plan(&c->p, &called);
+    require_error(&called, plan);
     require_unchanged(c);
     if (status != GDN_OK) {
         REQUIRE(gdn_fused_sigmoid_gating_delta_rule_update(&c->p, &called) == status);
@@ -484,7 +508,8 @@ static void check(input *b, fuzz_case *c) {
     const double state = (double)p->num_value_heads * (double)p->head_k_dim * (double)p->head_v_dim;
     if (tokens * state > MAX_WORK || gdn_scratch_size(p) > MAX_BYTES * 16) return;
     open_elements(c, O);
-    if (!p->disable_state_update) open_elements(c, POOL);
+    if (!p->disable_state_update && p->output_state_pool.data == NULL) open_elements(c, POOL);
+    open_elements(c, OUTPUTS);
     open_elements(c, CACHE);
     open_elements(c, SCRATCH);
     REQUIRE(gdn_fused_sigmoid_gating_delta_rule_update(p, &called) == GDN_OK);

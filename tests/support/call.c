@@ -502,11 +502,12 @@ ptrdiff_t call_key_head(const call *c, ptrdiff_t value_head) {
 
 ptrdiff_t call_start_slot(const call *c, ptrdiff_t n) {
     if (!call_has(c, CALL_POOL)) return -1;
+    if (call_has(c, CALL_INITIAL_INDICES)) return slot_or_none(c, index_at(c, CALL_INITIAL_INDICES, n, 0));
     if (call_has(c, CALL_STEP_SLOTS)) {
         ptrdiff_t column = call_has(c, CALL_ACCEPTED) ? index_at(c, CALL_ACCEPTED, n, 0) - 1 : 0;
         return slot_or_none(c, index_at(c, CALL_STEP_SLOTS, n, column));
     }
-    return slot_or_none(c, call_has(c, CALL_INITIAL_INDICES) ? index_at(c, CALL_INITIAL_INDICES, n, 0) : n);
+    return n;
 }
 
 bool call_padded(const call *c, ptrdiff_t n) { return call_has(c, CALL_POOL) && call_start_slot(c, n) < 0; }

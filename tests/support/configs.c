@@ -165,7 +165,8 @@ const call_config configs[] = {
            .padding = GDN_PADDING_ZERO},
      .initial_state_indices = LIST(0, 3, -1, 1)},
     {.name = "null slot, left, slot n",
-     .p = {FIXED(3, 2), HEADS(2, 2, 8, 16), POOL(VK, 4, GDN_F32), .has_null_slot = true, .padding = GDN_PADDING_LEAVE}},
+     .p = {FIXED(3, 2), HEADS(2, 2, 8, 16), POOL(VK, 4, GDN_F32), .has_null_slot = true, .null_slot = 3,
+           .padding = GDN_PADDING_LEAVE}},
     {.name = "read-only pool",
      .p = {HEADS(2, 4, 16, 8), POOL(VK, 4, GDN_F32), .disable_state_update = true},
      .lens = LIST(3, 4, 5),
@@ -276,7 +277,7 @@ static void random_slots(rng *r, call_config *config, ptrdiff_t N, ptrdiff_t ste
     default:
         config->initial_state_indices = random_numbers(r, read, N, pool->num_states, 5);
     }
-    p->has_null_slot = one_in(r, 4);
+    p->has_null_slot = (config->initial_state_indices.count > 0 || config->ssm_state_indices.count > 0) && one_in(r, 4);
     p->null_slot = rng_below(r, pool->num_states);
     p->disable_state_update = one_in(r, 5);
 }

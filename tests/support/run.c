@@ -137,6 +137,20 @@ void run(call *c, run_how how) {
     assert_writes(c);
 }
 
+void run_two_pools(call *c, const call *states) {
+    const gdn_params before = c->p;
+    const strided *initial = &states->array[CALL_INITIAL_POOL];
+    int64_t starts[64];
+    for (ptrdiff_t n = 0; n < call_num_seqs(c); n++) starts[n] = call_start_slot(c, n);
+    c->p.output_state_pool = c->p.initial_state_source;
+    c->p.initial_state_source = gdn_pool_of(initial->data, (gdn_dtype)initial->type, initial->shape[0]);
+    c->p.initial_state_indices = gdn_i64(starts);
+    c->p.num_accepted_tokens.data = NULL;
+    if (!call_has(c, CALL_STEP_SLOTS) && !call_has(c, CALL_OUTPUT_INDICES)) c->p.output_state_indices = gdn_i64(starts);
+    run(c, RUN_WHOLE);
+    c->p = before;
+}
+
 void run_sequences(const call *c, const ptrdiff_t *sequences, ptrdiff_t count, bool varlen) {
     call *part = call_take(c, sequences, count, varlen);
     run(part, RUN_WHOLE);

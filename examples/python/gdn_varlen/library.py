@@ -96,6 +96,7 @@ class Params(Structure):
         ("state_layout", c_int),
         ("initial_state_indices", Indices),
         ("output_state_indices", Indices),
+        ("output_state_pool", StatePool),
         ("padding", c_int),
         ("has_null_slot", c_bool),
         ("null_slot", c_int64),
@@ -153,6 +154,7 @@ ENUMERATIONS = {
 
 FUNCTIONS = {
     "gdn_validate": (c_int, [POINTER(Params), POINTER(Error)]),
+    "gdn_validate_plan": (c_int, [POINTER(Params), POINTER(Error)]),
     "gdn_num_work_items": (c_ssize_t, [POINTER(Params)]),
     "gdn_scratch_size": (c_size_t, [POINTER(Params)]),
     "gdn_run_work_items": (c_int, [POINTER(Params), c_ssize_t, c_ssize_t, c_void_p, c_size_t]),

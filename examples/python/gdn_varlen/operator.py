@@ -91,12 +91,13 @@ class _Call:
         layout = ENUMERATIONS["state_layout"][1][self.params.state_layout]
         heads, rows, columns = sizes if layout != "vk" else (sizes[0], sizes[2], sizes[1])
         outer = tuple(x.shape[:-3])
-        if len(outer) != (1 if argument == "initial_state_source" else 2) or x.shape[-3:] != (heads, rows, columns):
-            axes = "[slots, HV, " if argument == "initial_state_source" else "[rows, steps, HV, "
+        is_pool = argument != "intermediate_states_buffer"
+        if len(outer) != (1 if is_pool else 2) or x.shape[-3:] != (heads, rows, columns):
+            axes = "[slots, HV, " if is_pool else "[rows, steps, HV, "
             text = f"{axes}{layout[0].upper()}, {layout[1].upper()}] = [..., {heads}, {rows}, {columns}]"
             raise GdnError(f"its shape is {list(x.shape)}, and state_layout {layout!r} is {text}", argument)
         view = self._view(argument, writable, x, 2) if written else self._view(argument, readable, x, 2)
-        structure = library.StatePool if argument == "initial_state_source" else library.StateCache
+        structure = library.StatePool if is_pool else library.StateCache
         dtype = self._dtype(argument, view, FLOATS, "dtype")
         setattr(self.params, argument, structure(view.address, dtype, *outer, *view.strides[:-2]))
 
@@ -150,6 +151,7 @@ def fused_sigmoid_gating_delta_rule_update(
     null_slot=None,
     allow_neg_eigval=False,
     output_state_indices=None,
+    output_state_pool=None,
     ssm_state_indices=None,
     num_accepted_tokens=None,
     compute="f32",
@@ -163,6 +165,8 @@ def fused_sigmoid_gating_delta_rule_update(
     lie (float32, bfloat16, float16; an uint16 array is the bits of bfloat16). initial_state_source
     [slots,HV,V,K] is updated in place. `o` is new, of q's kind and dtype; rows that no sequence owns are 0.
     cu_seqlens packs sequences into a batch of 1, where a and b may be [tokens, ...] too.
+
+    dt_bias, A_log under a lower bound, or a, A_log and dt_bias together (no decay) may be None.
 
     The others are the fields of gdn_params, described in gdn_varlen.h, by the lower-case names of their values:
 
@@ -227,7 +231,9 @@ def fused_sigmoid_gating_delta_rule_update(
     else:
         call.tensor("b", b, (B, T, HV, 1), (B, T, HV), (B * T, HV))
     sizes = (HV, K, V)
-    call.states("initial_state_source", initial_state_source, sizes, not disable_state_update)
+    written = not disable_state_update and output_state_pool is None
+    call.states("initial_state_source", initial_state_source, sizes, written)
+    call.states("output_state_pool", output_state_pool, sizes, True)
     call.states("intermediate_states_buffer", intermediate_states_buffer, sizes, True)
     if cache_steps is not None and intermediate_states_buffer is not None:
         if cache_steps > params.intermediate_states_buffer.num_steps:

@@ -71,6 +71,19 @@ def test_the_formula():
     assert o.item() == 0.25 * 2 * (3 * 0.5)  # scale * (q . k) * (beta * v)
 
 
+def test_two_pools():
+    """States are read in a float16 pool and written to a float32 one, which holds what one float32 pool would."""
+    pool = draw(5, HV, V, K).astype(np.float16)
+    one, two = pool.astype(np.float32), np.zeros((3, HV, V, K), np.float32)
+    slots = [3, 1, 0]
+    in_place, _ = call(initial_state_source=one, initial_state_indices=slots)
+    apart, _ = call(initial_state_source=pool.copy(), initial_state_indices=slots, output_state_pool=two)
+    assert same(in_place, apart)
+    assert same(one[[3, 0]], two[[0, 2]]) and not two[1].any()  # the sequence of slot 1 has no tokens
+    none, _ = call(a=None, A_log=None, dt_bias=None)
+    assert same(none, call(a=np.ones((1, 8, HV), np.float32), gate_input="decay")[0])
+
+
 REFUSED = [
     # what, argument, index, other
     (dict(initial_state_indices=[3, 1, 3]), "initial_state_indices", 2, 0),
@@ -226,7 +239,7 @@ def test_presets():
     a = -np.abs(inputs()["a"])
     ggml, _ = call(preset="ggml", a=a, l2norm_eps=0.5)
     options = dict(state_layout="vk", head_map="tiled", gate_input="log", beta_input="given")
-    assert same(ggml, call(preset=None, **options, a=a, l2norm_form="max_norm_eps", l2norm_eps=0.5)[0])
+    assert same(ggml, call(preset=None, **options, a=a, l2norm_eps=0.5)[0])
     assert not same(ggml, call(preset="ggml", a=a, l2norm_eps=0.5, head_map="grouped")[0])
     pool = inputs()["initial_state_source"].swapaxes(-1, -2).copy()
     kv, state = call(preset="sglang_kv", initial_state_source=pool)
