@@ -25,7 +25,7 @@ def arguments(dtype=torch.float32, state_dtype=torch.float32):
 
 def test_signature_is_the_function_s():
     function = inspect.signature(gdn_varlen.fused_sigmoid_gating_delta_rule_update).parameters.values()
-    expected = [(p.name, p.default) for p in function if p.name not in ("isa", "o", "num_threads")]
+    expected = [(p.name, p.default) for p in function if p.name not in ("isa", "o")]
     schema = torch.ops.gdn_varlen.fused_sigmoid_gating_delta_rule_update.default._schema
     actual = [(a.name, a.default_value if a.has_default_value() else inspect.Parameter.empty) for a in schema.arguments]
     assert actual == expected
