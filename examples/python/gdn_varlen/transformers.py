@@ -40,7 +40,8 @@ def _delta_rule(query, key, value, g, beta, initial_state, output_final_state, u
             raise GdnError(f"its shape is {list(initial_state.shape)}, of {sequences} sequences", "initial_state")
         pool = initial_state.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     elif output_final_state:
-        pool = torch.zeros(sequences, value.shape[2], key.shape[3], value.shape[3])
+        shape = (sequences, value.shape[2], key.shape[3], value.shape[3])
+        pool = value.new_zeros(shape, dtype=torch.float32)
     try:
         o = fused_sigmoid_gating_delta_rule_update(
             None, inputs["g"], None, 1.0, 20.0, inputs["query"], inputs["key"], inputs["value"], inputs["beta"],
@@ -137,19 +138,19 @@ def _calls(layer):
 class Acceleration:
     """What accelerate() did, in words (str) and with its undo()."""
 
-    def __init__(self, places, text):
-        self._places, self._text = places, text
+    def __init__(self, replaced, text):
+        self._replaced, self._text = replaced, text
 
     def __str__(self):
         return self._text
 
     def undo(self):
         """Puts the very objects back that were there before, once no other model needs their replacements."""
-        while self._places:
-            place, name = self._places.pop()
-            place[name].users -= 1
-            if not place[name].users:
-                place[name] = place[name].stock
+        while self._replaced:
+            place, name, replacement = self._replaced.pop()
+            replacement.users -= 1
+            if not replacement.users:
+                place[name] = replacement.stock
 
     def __enter__(self):
         return self
@@ -190,9 +191,9 @@ def accelerate(model, *, compute="f32", num_threads=None, quiet=False):
         place[name].users += 1
 
     kinds = ", ".join(f"{count} {layer} ({kind})" for (layer, kind), count in layers.items())
-    owners = {place.get("__name__", "the layers") for place, _ in places.values()}
+    owners = {place.get("__name__", "the layers").split(".")[-1] for place, _ in places.values()}
     names = ", ".join(dict.fromkeys(name for _, name in places.values()))
     text = f"gdn_varlen: {kinds}; replaced {names} of {', '.join(sorted(owners))}"
     if not quiet:
         print(text, file=sys.stderr)
-    return Acceleration(list(places.values()), text)
+    return Acceleration([(place, name, place[name]) for place, name in places.values()], text)

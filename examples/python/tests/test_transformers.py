@@ -5,6 +5,8 @@ import functools
 import importlib.util
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -53,7 +55,8 @@ MODELS = {  # by the folder of transformers: what the classes' names begin with,
     "lara_mini": ("LaraMini", "ForCausalLM", "Config", GDN_MOE),
     "kimi_linear": (
         "KimiLinear", "ForCausalLM", "Config",
-        KDA_MOE | dict(num_local_experts=4, qk_rope_head_dim=8, layer_types=3 * ["linear_attention"] + ["full_attention"]),
+        KDA_MOE | dict(num_local_experts=4, qk_rope_head_dim=8,
+                       layer_types=["linear_attention"] * 3 + ["full_attention"]),
     ),
     "bailing_hybrid": (
         "BailingHybrid", "ForCausalLM", "Config",
@@ -159,6 +162,33 @@ def test_bfloat16(name):
     with accelerate(model(name, torch.bfloat16)):
         logits = run(model(name, torch.bfloat16), left_padding())
     assert (logits - expected).abs().max() <= (expected - exact).abs().max()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_class(name):
+    """Also those with an image tower (of which nothing is asked here) and with other heads."""
+    module, options = inspect.getmodule(type(model(name))), MODELS[name][3]
+    compared = 0
+    for class_name in module.__all__:
+        config = getattr(module, class_name).config_class
+        if re.search("PreTrained|Vision", class_name):
+            continue
+        if "text_config" in config.sub_configs:
+            tower = dict(depth=1, hidden_size=32, num_heads=2, intermediate_size=32, out_hidden_size=64)
+            config = config(**(dict(text_config=options, vision_config=tower, pad_token_id=0) | options))
+        else:
+            config = config(**options.get("text_config", options))
+        torch.manual_seed(0)
+        other = getattr(module, class_name)(config).eval()
+        layers = config.get_text_config().layer_types.count("linear_attention")
+        with torch.inference_mode():
+            expected = other(draw_tokens(1, 20))[0]
+            with accelerate(other) as acceleration:
+                assert f"gdn_varlen: {layers} " in str(acceleration)
+                difference = (other(draw_tokens(1, 20))[0] - expected).abs().max()
+        assert expected.isfinite().all() and difference <= 1e-4
+        compared += 1
+    assert compared >= 2
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -418,3 +448,25 @@ def test_compiled_graph(name):
     arguments = delta_inputs("kimi" in name)
     compiled = torch.compile(our, backend="eager", fullgraph=True)
     assert all(map(torch.equal, compiled(**arguments), our(**arguments)))
+
+
+# ---- The scripts
+
+
+def output(script, *arguments):
+    command = [sys.executable, str(Path(__file__).parents[1] / script), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_qwen3_next():
+    assert "largest difference of the logits" in output("qwen3_next.py", "--prompt", "70", "--steps", "3")
+
+
+@pytest.mark.skipif(OLD, reason=f"transformers {transformers.__version__} has another name for the cache")
+def test_transformers_speed():
+    options = "--models Qwen3Next --dtypes bfloat16 --prompt 4 --steps 2 --runs 1".split()
+    table = output("transformers_speed.py", *options)
+    for begin in ("| Qwen3Next | bfloat16 | whole |", "| | | operator |"):
+        assert re.search(re.escape(begin) + r"( [\d.,]+ \| [\d.,]+ \([\d.,]+ x\) \|){2}$", table, re.MULTILINE)
