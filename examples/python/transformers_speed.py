@@ -29,8 +29,8 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
 parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
 parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt (default: 512)")
-parser.add_argument("--steps", type=int, default=16, help="tokens decoded after it (default: 16)")
-parser.add_argument("--runs", type=int, default=4, help="of each (default: 4)")
+parser.add_argument("--steps", type=int, default=32, help="tokens decoded after it (default: 32)")
+parser.add_argument("--runs", type=int, default=2, help="of each (default: 2)")
 arguments = parser.parse_args()  # before the imports: --help needs none of them
 
 import torch  # noqa: E402

@@ -32,7 +32,7 @@ def _delta_rule(query, key, value, g, beta, initial_state, output_final_state, u
             if x is not None and x.requires_grad:
                 text = "it requires gradients, which are not computed: call under torch.no_grad()"
                 raise GdnError(text, name, status="GDN_ERROR_COMBINATION")
-    if compute == "f32":  # as transformers does it
+    if compute != "f64":  # as transformers does it
         inputs = {name: x.float() if x is not None and x.dtype == torch.float64 else x for name, x in inputs.items()}
     pool, sequences = None, len(query) if cu_seqlens is None else len(cu_seqlens) - 1
     if initial_state is not None:
