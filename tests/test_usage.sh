@@ -59,7 +59,7 @@ while read -r script; do
     # These hand their arguments to ctest, gdn_bench, compare.py and pytest.
     tests/run.sh | tests/bench/*.sh | tests/gpu/run.sh | examples/python/tests/run.py) ;;
     # Nothing is read before the packages are there.
-    tests/gpu/compare.py | tests/accuracy/rounding_orders.py | tests/accuracy/oracle_mpmath.py | *qwen3_next.py) ;;
+    tests/gpu/compare.py | tests/accuracy/rounding_orders.py | tests/accuracy/oracle_mpmath.py) ;;
     *)
         run "$script" --no-such-option
         [ $status = 2 ] || fail "$name --no-such-option" "status $status and not 2"

@@ -22,7 +22,7 @@ class GdnError(ValueError):
         place = f"[{index}]" if index >= 0 else ""
         with_other = f" (and [{other}])" if other >= 0 else ""
         super().__init__(f"{argument}{place}{with_other}: {text}" if argument else text)
-        self.argument, self.index, self.other, self.status = argument, index, other, status
+        self.text, self.argument, self.index, self.other, self.status = text, argument, index, other, status
 
 
 class _Call:

@@ -1,7 +1,7 @@
 """The operator as torch.ops.gdn_varlen.fused_sigmoid_gating_delta_rule_update, registered by importing this file.
 
-It is the function of the same name with tensors for arrays: opaque to torch.compile, which calls it as it stands. It
-uses torch.get_num_threads() threads.
+It is the function of the same name with tensors for arrays: opaque to torch.compile, which calls it as it stands.
+num_threads is torch.get_num_threads() by default.
 """
 
 import inspect
@@ -49,8 +49,11 @@ def _on_cpu(
     ssm_state_indices: Optional[Tensor] = None,
     num_accepted_tokens: Optional[Tensor] = None,
     compute: str = "f32",
+    num_threads: Optional[int] = None,
 ) -> Tensor:
-    return operator.fused_sigmoid_gating_delta_rule_update(**locals(), num_threads=torch.get_num_threads())
+    if num_threads is None:
+        num_threads = torch.get_num_threads()
+    return operator.fused_sigmoid_gating_delta_rule_update(**locals())
 
 
 fused_sigmoid_gating_delta_rule_update = torch.library.custom_op(
