@@ -120,7 +120,7 @@ find_package)
     cat >"$work/word_size.cmake" <<'EOF'
 cmake_minimum_required(VERSION 3.16)
 set(CMAKE_SIZEOF_VOID_P 4)
-set(PACKAGE_FIND_VERSION 0.1)
+set(PACKAGE_FIND_VERSION 0.2)
 set(PACKAGE_FIND_VERSION_MAJOR 0)
 set(PACKAGE_FIND_VERSION_MINOR 1)
 include(${FILE})
