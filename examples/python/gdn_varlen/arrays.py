@@ -93,6 +93,12 @@ def filled(to, x):
     return to
 
 
+def repeated(x, size, axis):
+    """`x` with each of its elements along `axis` several times, side by side, to `size` in all."""
+    times = size // x.shape[axis]
+    return x.repeat_interleave(times, axis) if is_torch(x) else np.repeat(x, times, axis)
+
+
 def _floats(x):
     x = np.asarray(x)
     return (x.astype(np.uint32) << 16).view(np.float32) if x.dtype == np.uint16 else x
