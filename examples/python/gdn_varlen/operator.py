@@ -239,9 +239,10 @@ def fused_sigmoid_gating_delta_rule_update(
     intermediate_states_buffer = call.array("intermediate_states_buffer", intermediate_states_buffer)
 
     packed = cu_seqlens is not None
-    if packed and q is not None and v is not None:
+    if packed and v is not None:
         v_shape = tuple(v.shape)
-        q, k, v = (x if x is None or len(x.shape) not in (3, 4) else _packed(x) for x in (q, k, v))
+        q, k, v = (_packed(x, len(x.shape) - 2) if x is not None and len(x.shape) in (3, 4) else x for x in (q, k, v))
+        a, b = (_packed(x, 2) if x is not None and x.shape[:2] == v_shape[:-2] else x for x in (a, b))
     for argument, x in (("q", q), ("v", v)):
         if x is None or len(x.shape) != 4:
             raise GdnError("[batch, token, head, inner] is needed", argument)
@@ -300,9 +301,9 @@ def presets():
     return {name: library.preset(name) for name in SYSTEMS}
 
 
-def _packed(x):
-    """[..., token, head, inner] as a batch of one."""
-    return x if len(x.shape) == 4 and x.shape[0] == 1 else x.reshape((1, -1, *x.shape[-2:]))
+def _packed(x, outer):
+    """`x` whose first axes, batch and token, are one behind a batch of 1."""
+    return x.reshape((1, -1, *x.shape[outer:]))
 
 
 def _check(status, error):
