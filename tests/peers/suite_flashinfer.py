@@ -1,5 +1,5 @@
 """FlashInfer. Its packages hold none of its tests of this operator, but descriptions of its functions with a reference
-and with the inputs of its tests: test_flashinfer.py compares with those."""
+and with the inputs of its tests, and a reference of KDA: test_flashinfer.py compares with those."""
 
 import importlib.util
 import sys
@@ -14,8 +14,11 @@ OTHER = {}
 
 def install():
     on_the_cpu()
-    # Its own __init__ wants a GPU's compiler: the folders without it.
-    for name in ("flashinfer", "flashinfer.trace", "flashinfer.trace.templates"):
+    # Its own __init__ wants a GPU's compiler: the folders without theirs.
+    names = ["flashinfer", "flashinfer.trace", "flashinfer.trace.templates", "flashinfer.experimental"]
+    names += ["flashinfer.experimental.b12x", (sequence := "flashinfer.experimental.b12x.sequence")]
+    names += [f"{sequence}.kda_prefill", f"{sequence}._shared", f"{sequence}._shared.delta_prefill"]
+    for name in names:
         package = types.ModuleType(name)
         parent, _, leaf = name.rpartition(".")
         places = sys.modules[parent].__path__ if parent else None

@@ -1,5 +1,5 @@
-"""mlx-lm's tests of its gated delta rule, from its source package: its reference stays, its kernel and the function that
-its models call are ours."""
+"""mlx-lm's tests of its gated delta rule, from its source package: its reference stays, its kernel and the function
+that its models call are ours."""
 
 import importlib
 

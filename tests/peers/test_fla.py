@@ -87,7 +87,9 @@ def test_naive_chunk_agrees(shape):
     expected = naive_chunk_gated_delta_rule(
         grouped(q, HV), grouped(normalised(k), HV), v, g, beta, initial_state=h0, output_final_state=True
     )
-    check(expected, chunk_gated_delta_rule(q, normalised(k), v, g, beta, initial_state=h0, output_final_state=True), 0.002)
+    check(
+        expected, chunk_gated_delta_rule(q, normalised(k), v, g, beta, initial_state=h0, output_final_state=True), 0.002
+    )
 
 
 @pytest.mark.parametrize("shape", SHORT)
@@ -172,7 +174,9 @@ def test_kda_naive_chunk_agrees(shape):
     check(expected, chunk_kda(q, k, v, g, beta, initial_state=h0, output_final_state=True), 0.002)
 
 
-@pytest.mark.parametrize("lower_bound, A, bias", [(None, True, True), (None, True, False), (-5.0, True, True), (-5.0, False, False)])
+@pytest.mark.parametrize(
+    "lower_bound, A, bias", [(None, True, True), (None, True, False), (-5.0, True, True), (-5.0, False, False)]
+)
 @pytest.mark.parametrize("function", [chunk_kda, fused_recurrent_kda])
 def test_kda_gate_in_kernel(function, lower_bound, A, bias):
     B, T, H, HV, D = 2, 150, 2, 4, 64
@@ -185,7 +189,9 @@ def test_kda_gate_in_kernel(function, lower_bound, A, bias):
         gate = naive_kda_lowerbound_gate(raw, A_log, dt_bias, lower_bound)
     expected = kda_reference(q, normalised(k), v, beta, gate, h0)
     options = dict(use_gate_in_kernel=True, A_log=A_log, dt_bias=dt_bias, lower_bound=lower_bound)
-    check(expected, function(q, normalised(k), v, raw, beta, initial_state=h0, output_final_state=True, **options), 0.002)
+    check(
+        expected, function(q, normalised(k), v, raw, beta, initial_state=h0, output_final_state=True, **options), 0.002
+    )
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)

@@ -6,6 +6,7 @@ have them. The references of decode and prefill do not normalise q.
 
 import pytest
 import torch
+from flashinfer.experimental.b12x.sequence.kda_prefill.reference import recurrent_kda
 from flashinfer.trace.template import default_tolerances
 from flashinfer.trace.templates import gdn, kda
 
@@ -20,8 +21,9 @@ def close(actual, expected, bound=None):
     torch.testing.assert_close(actual.float(), expected.float(), rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("batch", [1, 4, 32])
-@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize(
+    "batch, heads", [*((1, heads) for heads in HEADS), (4, HEADS[2]), (5, HEADS[1]), (32, HEADS[0])]
+)
 @pytest.mark.parametrize("layout", ["pretranspose", "nontranspose", "pool"])
 def test_decode(batch, heads, layout):
     trace = gdn.gated_delta_rule_decode_trace
@@ -68,8 +70,9 @@ def test_decode_padding(padded):
     assert not actual[~live].any() and torch.equal(pool[~live], before[~live])
 
 
-@pytest.mark.parametrize("batch, steps", [(1, 2), (1, 4), (4, 4), (8, 8), (3, 6)])
-@pytest.mark.parametrize("heads", HEADS[2:5])
+@pytest.mark.parametrize(
+    "batch, steps, heads", [(1, 2, HEADS[4]), (1, 4, HEADS[3]), (4, 4, HEADS[2]), (8, 8, HEADS[0])]
+)
 @pytest.mark.parametrize("l2norm", [False, True])
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("disable", [False, True])
@@ -105,14 +108,16 @@ def test_mtp_slots(steps):
     close(pool[slots.long()], cache, (1e-3, 1e-3))
 
 
-@pytest.mark.parametrize("total, sequences", [(64, 1), (704, 3), (31, 1), (91, 1), (251, 4), (1012, 2)])
+@pytest.mark.parametrize("total, sequences", [(64, 1), (31, 1), (91, 1), (251, 4)])
 @pytest.mark.parametrize("heads", HEADS[:4])
 @pytest.mark.parametrize("started", [False, True])
 def test_prefill(total, sequences, heads, started):
     trace = gdn.gdn_prefill_trace
     x = trace.init(total_seq_len=total, num_seqs=sequences, **SIZES(*heads), device="cpu")
     HV, D = heads[2], x["q"].shape[-1]
-    raw = dict(A_log=0.1 * torch.randn(HV), a=torch.randn(total, HV), dt_bias=0.1 * torch.randn(HV), b=torch.randn(total, HV))
+    raw = dict(
+        A_log=0.1 * torch.randn(HV), a=torch.randn(total, HV), dt_bias=0.1 * torch.randn(HV), b=torch.randn(total, HV)
+    )
     start = torch.randn(sequences, HV, D, D) if started else None
     tensors = {name: x[name] for name in ("q", "k", "v", "cu_seqlens")}
     o, state = trace.reference(**tensors, state=start, **raw, scale=None)
@@ -136,6 +141,50 @@ def test_prefill_on_a_pool():
         **x, initial_state=pool, output_state=pool, state_indices=slots, output_final_state=True
     )
     assert same is pool and torch.equal(o, packed) and torch.equal(pool[slots], states) and not pool[[1, 3, 4, 6]].any()
+
+
+@pytest.mark.parametrize("lengths", [[1] * 5, [16], [3, 0, 40], [64, 31]])
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("lower_bound", [-5.0, -1.0])
+def test_kda(lengths, pool, lower_bound):
+    torch.manual_seed(0)
+    T, N, H, D = sum(lengths), len(lengths), 4, 128
+    q, k, v, g = (torch.randn(1, T, H, D).bfloat16() for _ in range(4))
+    beta, A_log, dt_bias = torch.randn(1, T, H).bfloat16(), 0.5 * torch.randn(H), 0.1 * torch.randn(H, D)
+    slots = torch.randperm(N + 3)[:N].int() if pool else torch.arange(N)
+    states = 0.1 * torch.randn(N + 3 if pool else N, H, D, D)
+    ends = torch.tensor([0, *lengths]).cumsum(0)
+    o, expected = torch.empty_like(v), states.clone()
+    for n, slot in enumerate(slots.tolist()):
+        rows = slice(ends[n], ends[n + 1])
+        tensors = (x[0, rows] for x in (q, k, v, g, beta))
+        options = dict(lower_bound=lower_bound, initial_state=states[slot])
+        o[0, rows], expected[slot], _ = recurrent_kda(*tensors, A_log, dt_bias, **options)
+    actual, final = flashinfer.recurrent_kda(
+        q, k, v, g, beta, A_log, dt_bias, initial_state=states, output_final_state=True, use_gate_in_kernel=True,
+        lower_bound=lower_bound, cu_seqlens=ends, ssm_state_indices=slots if pool else None, beta_is_logit=True,
+    )  # fmt: skip
+    assert final is states
+    close(actual, o)
+    close(final, expected, (1e-3, 1e-3))
+
+
+@pytest.mark.parametrize("heads", [1, 12])
+def test_packed_kda_decode(heads):
+    """The same in one row for each sequence, without a lower bound."""
+    torch.manual_seed(0)
+    B, D = 5, 128
+    rows, g = torch.randn(B, 3 * heads * D).bfloat16(), torch.randn(B, heads * D).bfloat16()
+    beta = torch.randn(B, heads)
+    A_log, dt_bias, states = 0.5 * torch.randn(heads), torch.randn(heads * D), torch.randn(B + 1, heads, D, D)
+    slots, other = torch.randperm(B + 1)[:B].int(), states.clone()
+    o = flashinfer.packed_kda_decode(rows, g, beta, A_log, dt_bias, states, slots)
+    q, k, v = (x.reshape(B, 1, heads, D) for x in rows.split(heads * D, 1))
+    expected, _ = flashinfer.recurrent_kda(
+        q, k, v, g.view(B, 1, heads, D), beta.view(B, 1, heads), A_log, dt_bias, initial_state=other,
+        ssm_state_indices=slots, use_gate_in_kernel=True, beta_is_logit=True,
+    )  # fmt: skip
+    assert torch.equal(o, expected) and torch.equal(states, other)
 
 
 @pytest.mark.parametrize("name", ["fused_kda_decode", "packed_fused_kda_decode"])

@@ -80,7 +80,9 @@ def test_gdn_gates_ready(case, heads):
         o = function(**arguments, **{source: pool}, initial_state_indices=x.slots)
         torch.testing.assert_close(o[0] if isinstance(o, tuple) else o, expected.output, **BOUND)
         torch.testing.assert_close(pool, expected.final_states, **BOUND)
-    o, states = sglang.fused_recurrent_gated_delta_rule(**arguments, initial_state=before[x.slots], output_final_state=True)
+    o, states = sglang.fused_recurrent_gated_delta_rule(
+        **arguments, initial_state=before[x.slots], output_final_state=True
+    )
     torch.testing.assert_close(o, expected.output, **BOUND)
     torch.testing.assert_close(states, expected.final_states[x.slots], **BOUND)
 

@@ -109,7 +109,7 @@ def contiguous(x):
 
 
 def dtype_name(x):
-    """"float32", "bfloat16", ... of either kind of array."""
+    """ "float32", "bfloat16", ... of either kind of array."""
     return _name(x.dtype)
 
 

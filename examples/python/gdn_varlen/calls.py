@@ -1,7 +1,8 @@
 """What the modules under the peers' names share: a call of the operator in a peer's words.
 
 A module is a table: the peer's functions with the peer's arguments, each of which says what its arguments are called in
-the operator. All of them take `compute=` ("f32", or "f64": the oracle, with float64 results) and `num_threads=` besides.
+the operator. All of them take `compute=` ("f32", or "f64": the oracle, whose new results are float64) and
+`num_threads=` besides.
 """
 
 from .arrays import dtype_name, filled, known, new
@@ -97,7 +98,7 @@ def operator(names, *, like=None, **arguments):
 
 
 def in_new_states(names, initial_state, final, *, state_dtype="float32", cu_seqlens=None, **arguments):
-    """(o, final states): initial_state [N, HV, matrix] is only read, and the final states are new if `final`, else None."""
+    """(o, final states): initial_state [N, HV, matrix] is only read; the final states are new if `final`, else None."""
     q, v, compute = arguments["q"], arguments["v"], arguments["compute"]
     arguments |= dict(cu_seqlens=cu_seqlens)
     if initial_state is None and not final:
@@ -116,7 +117,9 @@ def in_new_states(names, initial_state, final, *, state_dtype="float32", cu_seql
     return operator(names, initial_state_source=states, **arguments), states
 
 
-def packed_decode(names, mixed_qkv, a, b, A_log, dt_bias, scale, initial_state, out, ssm_state_indices, l2norm, **options):
+def packed_decode(
+    names, mixed_qkv, a, b, A_log, dt_bias, scale, initial_state, out, ssm_state_indices, l2norm, **options
+):
     """(out, initial_state): one token for each row of mixed_qkv [B, H*K + H*K + HV*V], on a pool [slots, HV, V, K]."""
     for argument, x, axes in (("mixed_qkv", mixed_qkv, 2), ("initial_state", initial_state, 4)):
         if len(x.shape) != axes:

@@ -240,8 +240,8 @@ def fused_recurrent_kda_fwd(
     num_threads=None,
     **kwargs,
 ):
-    """(out, final state): with inplace_final_state that is initial_state, a pool whose slots ssm_state_indices names: [N],
-    or [N, steps] for the state after every step."""
+    """(out, final state): with inplace_final_state that is initial_state, a pool whose slots ssm_state_indices names,
+    [N], or [N, steps] for the state after every step."""
     state_v_first = _rest(kwargs, state_v_first)
     arguments = dict(
         q=q, k=k, v=v, **_gate(g, A_log, dt_bias, use_gate_in_kernel, lower_bound), is_kda=True, o=out,

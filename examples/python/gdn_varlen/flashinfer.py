@@ -2,8 +2,8 @@
 
 from gdn_varlen.flashinfer import chunk_gated_delta_rule, gated_delta_rule_mtp, recurrent_kda
 
-Backends, workspaces and schedules are taken and not needed. A negative index is padding, which reads and writes no slot:
-FlashInfer's bfloat16 decode uses slot 0 for it, and gives rows without a meaning where these are 0.
+Backends, workspaces and schedules are taken and not needed. A negative index is padding, which reads and writes no
+slot: FlashInfer's bfloat16 decode uses slot 0 for it, and gives rows without a meaning where these are 0.
 """
 
 import numpy as np
@@ -167,7 +167,7 @@ def chunk_gated_delta_rule(
     compute="f32",
     num_threads=None,
 ):
-    """output [tokens, max(Hq,HV), V], or with output_final_state (output, final state [N,..,V,K]). g is the decay itself.
+    """output [tokens, max(Hq,HV), V], or with output_final_state (output, final state [N,..,V,K]). g is the decay.
 
     The final states go to output_state; with state_indices it and initial_state are pools. Their start is copied there
     first, so that it may not be narrower than initial_state. q and k are not rounded after the norm.
@@ -266,7 +266,8 @@ def recurrent_kda(
     compute="f32",
     num_threads=None,
 ):
-    """(output, final state or None): initial_state [N,HV,V,K], or a pool with ssm_state_indices [N] or [N,1+S], in place."""
+    """(output, final state or None): initial_state [N,HV,V,K] in place, or a pool with ssm_state_indices [N] or
+    [N,1+S]."""
     refuse(
         initial_state_source=initial_state_source, state_checkpoints=state_checkpoints, kg_cache=kg_cache,
         correction_cache=correction_cache, checkpoint_every_n_tokens=checkpoint_every_n_tokens or None,
@@ -288,7 +289,11 @@ def recurrent_kda(
         if num_accepted_tokens is not None:
             slots["num_accepted_tokens"] = np.minimum(np.asarray(integers(num_accepted_tokens)), steps)
     if disable_state_update and slots.get("num_accepted_tokens") is None:
-        first = ssm_state_indices if ssm_state_indices is None or len(ssm_state_indices.shape) == 1 else ssm_state_indices[:, 0]
+        first = (
+            ssm_state_indices
+            if ssm_state_indices is None or len(ssm_state_indices.shape) == 1
+            else ssm_state_indices[:, 0]
+        )
         slots = dict(initial_state_indices=first)
     if initial_state is None and not disable_state_update:
         count = N * (1 if num_spec_tokens is None else steps)
@@ -315,7 +320,7 @@ def packed_kda_decode(
     compute="f32",
     num_threads=None,
 ):
-    """output [B,1,HV,V]: one token for each row of mixed_qkv; the pool [slots,HV,V,K] in place. q and k are normalised."""
+    """output [B,1,HV,V]: a token for each row of mixed_qkv; the pool [slots,HV,V,K] in place. q, k are normalised."""
     if output is None:
         HV, V = state.shape[1:3]
         output = new(known(mixed_qkv), (mixed_qkv.shape[0], 1, HV, V), dtype_name(known(mixed_qkv)))

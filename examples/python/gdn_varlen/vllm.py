@@ -174,8 +174,8 @@ def fused_recurrent_kda(
     """(o, initial_state). g [B,T,HV,K] is the log decay, or with compute_gate the gate's input."""
     gate = dict(A_log=a_log, dt_bias=g_bias, lower_bound=lower_bound) if compute_gate else {}
     return _on_pool(
-        NAMES | {"A_log": "a_log", "dt_bias": "g_bias"}, initial_state, inplace_final_state, ssm_state_indices, q=q, k=k,
-        v=v, a=g, b=beta, scale=scale, use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel, cu_seqlens=cu_seqlens,
+        NAMES | {"A_log": "a_log", "dt_bias": "g_bias"}, initial_state, inplace_final_state, ssm_state_indices, q=q,
+        k=k, v=v, a=g, b=beta, scale=scale, use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel, cu_seqlens=cu_seqlens,
         num_accepted_tokens=num_accepted_tokens, o=out, is_kda=True, preset="vllm", **gate,
         gate_input="raw" if compute_gate else "log", beta_input="raw" if sigmoid_beta else "given", compute=compute,
         num_threads=num_threads,

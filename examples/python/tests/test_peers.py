@@ -22,7 +22,13 @@ def draw(*shape, seed=0):
 
 def tensors(*lead):
     """q, k, v, a, b of a batch."""
-    return dict(q=draw(*lead, H, K), k=draw(*lead, H, K, seed=1) / 4, v=draw(*lead, HV, V), a=draw(*lead, HV), b=draw(*lead, HV, seed=1))
+    return dict(
+        q=draw(*lead, H, K),
+        k=draw(*lead, H, K, seed=1) / 4,
+        v=draw(*lead, HV, V),
+        a=draw(*lead, HV),
+        b=draw(*lead, HV, seed=1),
+    )
 
 
 def same(x, y):
@@ -41,12 +47,13 @@ G = -np.exp(x["a"])
 # Their signatures, as far as they go by position. A * begins what they take by name only.
 SIGNATURES = {
     fla.fused_recurrent_gated_delta_rule: "q k v g gk gv beta scale initial_state output_final_state "
-    "use_qk_l2norm_in_kernel use_gate_in_kernel A_log dt_bias use_beta_sigmoid_in_kernel allow_neg_eigval state_v_first "
-    "cu_seqlens",
+    "use_qk_l2norm_in_kernel use_gate_in_kernel A_log dt_bias use_beta_sigmoid_in_kernel allow_neg_eigval "
+    "state_v_first cu_seqlens",
     fla.chunk_gated_delta_rule: "q k v g beta scale initial_state output_final_state use_qk_l2norm_in_kernel "
     "use_beta_sigmoid_in_kernel allow_neg_eigval state_v_first cu_seqlens cu_seqlens_cpu chunk_indices cp_context",
-    fla.fused_recurrent_kda: "q k v g beta A_log dt_bias scale initial_state output_final_state use_qk_l2norm_in_kernel "
-    "use_gate_in_kernel use_beta_sigmoid_in_kernel allow_neg_eigval lower_bound state_v_first cu_seqlens",
+    fla.fused_recurrent_kda: "q k v g beta A_log dt_bias scale initial_state output_final_state "
+    "use_qk_l2norm_in_kernel use_gate_in_kernel use_beta_sigmoid_in_kernel allow_neg_eigval lower_bound state_v_first "
+    "cu_seqlens",
     fla.chunk_kda: "q k v g beta scale initial_state output_final_state use_qk_l2norm_in_kernel use_gate_in_kernel "
     "use_beta_sigmoid_in_kernel allow_neg_eigval safe_gate lower_bound disable_recompute return_intermediate_states "
     "state_v_first cu_seqlens cu_seqlens_cpu cp_context use_graph max_num_seqs",
@@ -194,7 +201,9 @@ def test_vllm_padding_and_slots():
     g, beta = -np.exp(y["a"]), y["b"]
     one, two = before.copy(), before.copy()
     arguments = dict(q=y["q"], k=y["k"], v=y["v"], cu_seqlens=[0, 4])
-    vllm.fused_recurrent_gated_delta_rule(**arguments, g=g, beta=beta, initial_state=one, ssm_state_indices=np.array([3]))
+    vllm.fused_recurrent_gated_delta_rule(
+        **arguments, g=g, beta=beta, initial_state=one, ssm_state_indices=np.array([3])
+    )
     operator(**arguments, a=g, b=beta, preset="vllm_recurrent", initial_state_source=two, initial_state_indices=[3])
     assert same(one, two)
 
@@ -203,7 +212,11 @@ def test_vllm_padding_and_slots():
 def test_packed_decode(module, padding):
     y, pool = tensors(4, 1), draw(6, HV, V, K)
     mixed = np.concatenate([y[name].reshape(4, -1) for name in "qkv"] + [draw(4, 5)], 1)[:, :-5]
-    slots, other, out = np.array([2, padding[0], 4, padding[1]]), pool.copy(), np.full((4, 1, HV, V), np.nan, np.float32)
+    slots, other, out = (
+        np.array([2, padding[0], 4, padding[1]]),
+        pool.copy(),
+        np.full((4, 1, HV, V), np.nan, np.float32),
+    )
     result = module.fused_recurrent_gated_delta_rule_packed_decode(
         mixed, y["a"][:, 0], y["b"][:, 0], GATE["A_log"], GATE["dt_bias"], 0.3, pool, out, slots, True
     )
@@ -250,7 +263,9 @@ def test_sglang():
     assert same(o, operator(**x, **GATE, initial_state_source=other, initial_state_indices=slots)) and same(pool, other)
     arguments = (x["q"], x["k"], x["v"], G, BETA)
     one, two, three = pool.copy(), pool.copy(), pool[slots]
-    o = sglang.fused_recurrent_gated_delta_rule_update(*arguments, initial_state_source=one, initial_state_indices=slots)
+    o = sglang.fused_recurrent_gated_delta_rule_update(
+        *arguments, initial_state_source=one, initial_state_indices=slots
+    )
     p, _, _ = sglang.chunk_gated_delta_rule(*arguments, initial_state=two, initial_state_indices=slots)
     r, states = sglang.fused_recurrent_gated_delta_rule(*arguments, initial_state=three, output_final_state=True)
     assert same(o, p) and same(o, r) and same(one, two) and same(one[slots], states) and same(three, pool[slots])
@@ -265,7 +280,9 @@ def test_flashinfer_decode():
     arguments = dict(**y, **GATE)
     o, same_state = flashinfer.gated_delta_rule_decode_pretranspose(**arguments, state=state)
     assert same_state is state
-    assert same(o, operator(**arguments, initial_state_source=other, use_qk_l2norm_in_kernel=True)) and same(state, other)
+    assert same(o, operator(**arguments, initial_state_source=other, use_qk_l2norm_in_kernel=True)) and same(
+        state, other
+    )
     p, _ = flashinfer.gated_delta_rule_decode(**arguments, state=turned, scale=0)
     assert np.abs(p - o).max() < 1e-5 and np.abs(turned.swapaxes(2, 3) - state).max() < 1e-5
 
@@ -332,7 +349,9 @@ def test_mlx_lm():
     state = draw(B, HV, V, K)
     before, pool = state.copy(), state.copy()
     y, new = mlx_lm.gated_delta_update(*(x[name] for name in "qkvab"), GATE["A_log"][:, None], GATE["dt_bias"], state)
-    assert same(y, operator(**x, **GATE, scale=1, initial_state_source=pool)) and same(new, pool) and same(state, before)
+    assert (
+        same(y, operator(**x, **GATE, scale=1, initial_state_source=pool)) and same(new, pool) and same(state, before)
+    )
     # Masked tokens leave the state alone.
     mask = np.array([[True, False, True, True, False, False], [False] * 6])
     y, new = mlx_lm.gated_delta_update(

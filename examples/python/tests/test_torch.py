@@ -76,8 +76,8 @@ def test_gradients_are_not_lost_in_silence():
 def test_output_has_the_dtype_of_v_in_fla():
     from gdn_varlen import fla
 
-    q, k, v, g, beta = (x.to(dtype) for x, dtype in zip(arguments()[5:8] + (-torch.rand(1, T, HV), torch.rand(1, T, HV)),
-                                                        [torch.bfloat16, torch.bfloat16, torch.float32] * 2))  # fmt: skip
+    q, k, v = arguments()[5:8]
+    q, k, g, beta = q.bfloat16(), k.bfloat16(), -torch.rand(1, T, HV), torch.rand(1, T, HV)
     h0 = torch.randn(2, HV, K, V, dtype=torch.float16)
     o, ht = fla.chunk_gated_delta_rule(
         q, k, v, g, beta, initial_state=h0, output_final_state=True, cu_seqlens=torch.tensor([0, 2, 6])
