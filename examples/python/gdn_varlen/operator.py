@@ -50,14 +50,14 @@ class _Call:
             raise GdnError("must not be 0", argument, status="GDN_ERROR_VALUE")
         setattr(self.params, argument, value if value != 0 else TINY)
 
-    def _call(self, argument, make, *arguments):
+    def attempt(self, argument, make, *arguments):
         try:
             return make(*arguments)
         except ValueError as error:
             raise GdnError(str(error), argument, status="GDN_ERROR_STRIDE") from None
 
     def _view(self, argument, make, *arguments):
-        view = self._call(argument, make, *arguments)
+        view = self.attempt(argument, make, *arguments)
         self.views.append(view)
         return view
 
@@ -67,7 +67,7 @@ class _Call:
         return ENUMERATIONS[enumeration][1].index(kinds[view.dtype])
 
     def array(self, argument, x):
-        return None if x is None else self._call(argument, known, x)
+        return None if x is None else self.attempt(argument, known, x)
 
     def tensor(self, argument, x, shape):
         """An input of `shape` [batch, token, head, inner]; adjacent axes may be merged."""
@@ -264,8 +264,8 @@ def fused_sigmoid_gating_delta_rule_update(
     if raw_gates and A_log is None and lower_bound is not None:
         A_log = new(q, (HV,), "float32")
     if ssm_state_indices is not None and num_accepted_tokens is None and initial_state_indices is None:
-        slots = call.array("ssm_state_indices", None if isinstance(ssm_state_indices, list) else ssm_state_indices)
-        if slots is not None and len(slots.shape) == 1:  # one slot for each sequence
+        slots = call.attempt("ssm_state_indices", integers, ssm_state_indices)
+        if len(slots.shape) == 1:  # one for each sequence
             initial_state_indices, ssm_state_indices = slots, None
 
     call.indices("cu_seqlens", cu_seqlens, N + 1)
