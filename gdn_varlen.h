@@ -107,8 +107,7 @@
  * DOES NOT
  *
  *   start threads, keep global state, or allocate when scratch is passed; write its inputs; compute the
- *   causal convolution, the output norm or the output gate around the operator; compute gradients;
- *   use the chunked form of the recurrence (its sums depend on where chunks begin).
+ *   causal convolution, the output norm or the output gate around the operator; compute gradients.
  *
  * NUMERICS
  *
@@ -134,6 +133,24 @@
  *
  *   The two layouts therefore agree within the error bound, not in bits. bfloat16 and float16 are
  *   converted exactly on load and rounded to nearest, ties to even, on store.
+ *
+ *   GDN_COMPUTE_F32_CHUNKS takes up to 16 tokens at a time, from the first token of a sequence in its call on, as
+ *   products of matrices: the faster way for prompts, and as fast in either layout. Both layouts give the same bits, on
+ *   every machine as above; split between calls a sequence keeps them where each split is at a multiple of 16 tokens
+ *   and no piece has one token alone. GDN_COMPUTE_F32 computes sequences of one token, and those whose state is stored
+ *   or read between two tokens (intermediate_states_buffer, ssm_state_indices), under either name. Use it wherever
+ *   verification and decode must give the same bits, or a prompt the same in any pieces. What differs from above, for
+ *   tokens i = a .. of a chunk; P(j,i) is the product of the decays after j up to i, G_i = P(a-1,i), factor by factor;
+ *   every sum in order, each step an fma:
+ *
+ *   score   kk(i,j) = P(j,i) * sum over K of k_i k_j, qk(i,j) = P(j,i) * sum of q_i k_j. KDA: u = P(j,i) k_j is
+ *           rounded, and the sums are over k_i u and q_i u.
+ *   token   A = k_i^T S and B = q_i^T S over the state before the chunk (KDA: over G_i k_i and G_i q_i; G = 1). Then
+ *               d_i = beta * (fma(-G_i, A, v) - sum over j < i of kk(i,j) d_j)
+ *               o_i = G_i * B + sum over j <= i of qk(i,j) d_j
+ *   state   with z the last token of the chunk: s = fma(k_j, P(j,z) * d_j, s) for each j, from s = G_z * s
+ *           (KDA: fma(P(j,z) k_j, d_j, s))
+ *   A token that decays the whole state by 0 begins a chunk of its own, from 0 * s, within the sixteen.
  *
  * WORK ITEMS
  *
@@ -321,9 +338,13 @@ typedef enum gdn_padding {
     GDN_PADDING_LEAVE        /* do not touch them */
 } gdn_padding;
 
-typedef enum gdn_compute { GDN_COMPUTE_F32 = 0, GDN_COMPUTE_F64 } gdn_compute;
+typedef enum gdn_compute {
+    GDN_COMPUTE_F32 = 0,   /* float32, token by token */
+    GDN_COMPUTE_F64,       /* the oracle */
+    GDN_COMPUTE_F32_CHUNKS /* float32, prompts in chunks of 16 tokens: faster, other last bits; see NUMERICS */
+} gdn_compute;
 
-/* The instruction set of GDN_COMPUTE_F32: code, name. All give the same bits; forcing one is for testing. */
+/* The instruction set of both float32 computations: code, name. All give the same bits; forcing one is for testing. */
 #define GDN_ISAS(X)                                                                                                    \
     X(GDN_ISA_AUTO, "auto")     /* the fastest that this build has and this CPU supports */                            \
     X(GDN_ISA_PLAIN, "plain")   /* what the compiler may assume of every CPU of its target */                          \
@@ -661,6 +682,8 @@ enum {
     GDNI_SLICE = 32,     /* columns of V in one work item */
     GDNI_RUN = 8,        /* most work items that share the preparation of q and k */
     GDNI_BLOCK = 32,     /* most tokens prepared at once */
+    GDNI_CHUNK = 16,     /* or, of GDN_COMPUTE_F32_CHUNKS, always */
+    GDNI_AHEAD = 4,      /* rows of the next chunk that are asked for at once */
     GDNI_BLOCK_KIB = 64, /* and most memory for them */
     GDNI_TILE_KIB = 32,  /* most memory of a tile */
     GDNI_GATES = 64,     /* gates computed at once */
@@ -1083,7 +1106,7 @@ static gdn_status gdni_check_options(const gdn_params *r, gdn_error *error) {
     GDNI_ONE_OF(gate_input, GDNI_CASE(GDN_GATE_RAW) GDNI_CASE(GDN_GATE_LOG) GDNI_CASE(GDN_GATE_DECAY))
     GDNI_ONE_OF(beta_input, GDNI_CASE(GDN_BETA_RAW) GDNI_CASE(GDN_BETA_GIVEN))
     GDNI_ONE_OF(head_map, GDNI_CASE(GDN_HEADS_GROUPED) GDNI_CASE(GDN_HEADS_TILED))
-    GDNI_ONE_OF(compute, GDNI_CASE(GDN_COMPUTE_F32) GDNI_CASE(GDN_COMPUTE_F64))
+    GDNI_ONE_OF(compute, GDNI_CASE(GDN_COMPUTE_F32) GDNI_CASE(GDN_COMPUTE_F64) GDNI_CASE(GDN_COMPUTE_F32_CHUNKS))
 #undef GDNI_ONE_OF
 #undef GDNI_CASE
     /* clang-format on */
@@ -1113,7 +1136,7 @@ static gdn_status gdni_check_options(const gdn_params *r, gdn_error *error) {
     GDNI_REFUSE(NULL, "intermediate_states_buffer",
                 r->intermediate_states_buffer.data == NULL &&
                     (r->intermediate_state_indices.data != NULL || r->retrieve_parent_token.data != NULL));
-    GDNI_REFUSE(ISA, "isa", r->compute == GDN_COMPUTE_F32 && !gdn_isa_supported(r->isa));
+    GDNI_REFUSE(ISA, "isa", r->compute != GDN_COMPUTE_F64 && !gdn_isa_supported(r->isa));
     return GDN_OK;
 }
 
@@ -1519,13 +1542,14 @@ static bool gdni_skip(const gdn_params *r, const gdni_sequence *s, ptrdiff_t fir
 /* ---- [SCRATCH] The float32 computation's memory -------------------------------------------------------- */
 
 /* Name, floats, whether it starts as zeros: vectors read past the columns and tokens in use. Rows of K floats are
- * padded to kp, a multiple of sixteen, with zeros; columns are those of a run, `gates` rows of the gates. */
+ * padded to kp, a multiple of sixteen, with zeros; columns are those of a run, `gates` rows of the gates. `chunk` is 0
+ * where there are no chunks: all that follows the tiles. */
 #define GDNI_WORKSPACE(X)                                                                                              \
-    X(q, rows, false) /* [block + 1][kp], normalised and scaled */                                                     \
-    X(k, rows, false)                                                                                                  \
+    X(q, rows, chunk > 0) /* [block + 1][kp], normalised and scaled */                                                 \
+    X(k, rows, chunk > 0)                                                                                              \
     X(decay, gates, false) /* decay, decay*k, decay*q. KDA: [block + 1][kp]; else one row */                           \
-    X(kd, gates, false)                                                                                                \
-    X(qd, gates, false)                                                                                                \
+    X(kd, gates, chunk > 0)                                                                                            \
+    X(qd, gates, chunk > 0)                                                                                            \
     X(bias, kp, false) /* KDA: dt_bias of a head; else sixteen times the same */                                       \
     X(qk, block + 16, true)                                                                                            \
     X(gate, block + 16, true)                                                                                          \
@@ -1536,7 +1560,17 @@ static bool gdni_skip(const gdn_params *r, const gdni_sequence *s, ptrdiff_t fir
     X(d, columns, true)                                                                                                \
     X(v, (block * columns), false) /* [block][columns] */                                                              \
     X(o, (block * columns), false)                                                                                     \
-    X(tiles, gdni_size_mul(columns, kp), false) /* of each strip its tiles, one after the other */
+    X(tiles, gdni_size_mul(columns, kp), false)             /* of each strip its tiles, one after the other */         \
+    X(kt, gdni_size_mul(chunk, kp), true)                   /* k, transposed: [kp][16], lanes along the tokens */      \
+    X(ktd, r->is_kda ? gdni_size_mul(chunk, kp) : 0, false) /* KDA: with the decays up to the chunk's end */           \
+    X(raw, (2 * chunk * GDNI_CHUNK), true)                  /* scores without decays: [k, then q][16] */               \
+    X(kk, (chunk * (GDNI_CHUNK + 1)), true)                 /* with decays: [16][16] */                                \
+    X(kq, (chunk * (GDNI_CHUNK + 1)), true)                                                                            \
+    X(G, chunk == 0 ? 0 : kp, true)       /* decays from the chunk's start: [16]. KDA: to its end, [kp] */             \
+    X(P, chunk, false)                    /* decays up to its end */                                                   \
+    X(AB, (4 * chunk * GDNI_SLICE), true) /* of a tile: k.S, then q.S */                                               \
+    X(betas, (2 * chunk * GDNI_SLICE), true)                                                                           \
+    X(ds, (2 * chunk * GDNI_SLICE), true)
 
 typedef struct gdni_workspace {
     ptrdiff_t kp, block, columns; /* floats in a K row, tokens in a block, columns of a run */
@@ -1559,7 +1593,9 @@ static ptrdiff_t gdni_layout(const gdn_params *r, float *base, gdni_workspace *w
     const ptrdiff_t slices = gdni_size_mul(gdni_heads_per_key_head(r), gdni_slices(r));
     const ptrdiff_t columns = GDNI_SLICE * gdni_min(GDNI_RUN, slices);
     const ptrdiff_t fit = GDNI_BLOCK_KIB * 1024 / 4 / (r->is_kda ? 5 : 2) / kp;
-    const ptrdiff_t block = fit < 1 ? 1 : gdni_min(fit, GDNI_BLOCK), rows = gdni_size_mul(block + 1, kp);
+    const ptrdiff_t chunk = r->compute == GDN_COMPUTE_F32_CHUNKS ? GDNI_CHUNK : 0;
+    const ptrdiff_t block = chunk > 0 ? chunk : fit < 1 ? 1 : gdni_min(fit, GDNI_BLOCK);
+    const ptrdiff_t rows = gdni_size_mul(block + (chunk > 0 ? 8 : 1), kp);
     const ptrdiff_t gates = r->is_kda ? rows : kp;
     ptrdiff_t used = 0;
     w->kp = kp, w->block = block, w->columns = columns;
@@ -1579,7 +1615,8 @@ static ptrdiff_t gdni_scratch_bytes(const gdn_params *r) {
     gdni_workspace w;
     ptrdiff_t count = 0;
     switch (r->compute) {
-    case GDN_COMPUTE_F32: count = gdni_layout(r, NULL, &w); break;
+    case GDN_COMPUTE_F32:
+    case GDN_COMPUTE_F32_CHUNKS: count = gdni_layout(r, NULL, &w); break;
     case GDN_COMPUTE_F64: count = gdni_size_mul(2 * (3 + GDNI_SLICE), r->head_k_dim); break;
     }
     if (r->homogeneous) count = gdni_size_add(count, gdni_size_mul(2, gdni_round_up(r->head_v_dim, 16)));
@@ -2024,7 +2061,8 @@ gdn_isa gdn_isa_selected(void) {
  * with AVX2 where it sweeps over tiles of GDN_STATE_VK. */
 static gdn_isa gdni_fastest(const gdn_params *r) {
 #if GDNI_AVX2 && GDNI_AVX512
-    const bool tiles = gdni_vk_states(r) && r->seq_len > (gdni_varlen(r) ? r->num_seqs : 1);
+    const bool tiles =
+        r->compute == GDN_COMPUTE_F32 && gdni_vk_states(r) && r->seq_len > (gdni_varlen(r) ? r->num_seqs : 1);
     if (tiles && __builtin_cpu_is("amd") && !__builtin_cpu_supports("avx512vp2intersect") &&
         gdni_instance(GDN_ISA_AVX2) != NULL)
         return GDN_ISA_AVX2;
@@ -2082,6 +2120,7 @@ gdn_status gdn_run_work_items(const gdn_params *params, ptrdiff_t first, ptrdiff
     memory = gdni_leave_out(&r, (float *)gdni_align(scratch));
     switch (r.compute) {
     case GDN_COMPUTE_F32:
+    case GDN_COMPUTE_F32_CHUNKS:
         run = gdni_instance(r.isa == GDN_ISA_AUTO ? gdni_fastest(&r) : r.isa);
         if (run == NULL) return GDN_ERROR_ISA;
         run(&r, first, last, memory);
@@ -2731,32 +2770,48 @@ static void gdni_prepare_gates(const gdni_run *u, ptrdiff_t hv, ptrdiff_t t0, pt
                       kp, w->bias);
     for (ptrdiff_t t = 0; t < count; t++) {
         float *decay = w->decay + t * kp;
-        const float *q = w->q + t * kp, *k = w->k + t * kp;
         gdni_load_row(gdni_row(&r->a, &u->s, t0 + t, hv), r->a.dtype, K, kp, decay);
         gdni_decays(r, A, w->bias, 1, kp, decay);
-        for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES) {
-            gdni_store(w->kd + t * kp + i, gdni_mul(gdni_load(decay + i), gdni_load(k + i)));
-            gdni_store(w->qd + t * kp + i, gdni_mul(gdni_load(decay + i), gdni_load(q + i)));
-        }
     }
+}
+
+/* KDA: the decays of a token go into its k and q, for the sums over the state before it. */
+#define gdni_fold_decays GDNI_NAME(fold_decays)
+static void gdni_fold_decays(const gdni_run *u, ptrdiff_t count) {
+    const gdni_workspace *w = u->w;
+    for (ptrdiff_t i = 0; i < count * w->kp && u->r->is_kda; i += GDNI_LANES) {
+        const gdni_vec decay = gdni_load(w->decay + i);
+        gdni_store(w->kd + i, gdni_mul(decay, gdni_load(w->k + i)));
+        gdni_store(w->qd + i, gdni_mul(decay, gdni_load(w->q + i)));
+    }
+}
+
+/* Floats in whole tiles need not be copied. */
+#define gdni_in_place GDNI_NAME(in_place)
+static bool gdni_in_place(const gdni_strip *x, gdn_dtype dtype) {
+    return dtype == GDN_F32 && (x->c1 - x->c0) % (2 * GDNI_SLICE) == 0;
 }
 
 /* v is gathered and o scattered for all strips of a run at once, where nothing waits for them. */
 #define gdni_gather_v GDNI_NAME(gather_v)
-static void gdni_gather_v(const gdni_run *u, ptrdiff_t t0, ptrdiff_t count) {
+static void gdni_gather_v(const gdni_run *u, ptrdiff_t t0, ptrdiff_t count, bool chunk) {
     const gdn_tensor *v = &u->r->v;
     for (ptrdiff_t t = 0; t < count; t++)
-        for (const gdni_strip *x = u->strips; x < u->strips + u->num_strips; x++)
+        for (const gdni_strip *x = u->strips; x < u->strips + u->num_strips; x++) {
+            if (chunk && gdni_in_place(x, v->dtype)) continue;
             gdni_load_row((const char *)gdni_row(v, &u->s, t0 + t, x->value_head) + x->c0 * gdni_dtype_size(v->dtype),
                           v->dtype, x->c1 - x->c0, gdni_round_up(x->c1 - x->c0, GDNI_SLICE), x->v + t * u->w->columns);
+        }
 }
 
 #define gdni_scatter_o GDNI_NAME(scatter_o)
-static void gdni_scatter_o(const gdni_run *u, ptrdiff_t t0, ptrdiff_t count) {
+static void gdni_scatter_o(const gdni_run *u, ptrdiff_t t0, ptrdiff_t count, bool chunk) {
     for (ptrdiff_t t = 0; t < count; t++)
-        for (const gdni_strip *x = u->strips; x < u->strips + u->num_strips; x++)
+        for (const gdni_strip *x = u->strips; x < u->strips + u->num_strips; x++) {
+            if (chunk && gdni_in_place(x, u->r->o.dtype)) continue;
             gdni_store_row(gdni_output_row(u->r, &u->s, t0 + t, x->value_head, x->c0), u->r->o.dtype, x->c1 - x->c0,
                            x->o + t * u->w->columns);
+        }
 }
 
 /* ---- One token of a strip: the sums A and B of the state before it, then d and o, then the update ---- */
@@ -2933,9 +2988,10 @@ static void gdni_move_tile(const gdni_run *u, gdni_matrix m, const gdni_strip *x
     const ptrdiff_t K = u->r->head_k_dim, size = gdni_dtype_size(m.dtype), kp = u->w->kp;
     const ptrdiff_t count = x->c1 - x->c0, width = gdni_tile_vectors(x) * GDNI_LANES;
     if (m.data == NULL) {
-        if (!store) memset(x->tile, 0, (size_t)(width * K) * sizeof(float));
+        if (!store) memset(x->tile, 0, (size_t)(width * kp) * sizeof(float));
         return;
     }
+    if (!store) memset(x->tile + width * K, 0, (size_t)(width * (kp - K)) * sizeof(float));
     if (!gdni_vk_states(u->r)) {
         for (ptrdiff_t i = 0; i < K; i++) {
             char *row = m.data + (i * u->r->head_v_dim + x->c0) * size;
@@ -2995,22 +3051,29 @@ static void gdni_run_tile(const gdni_run *u, const gdni_strip *x, ptrdiff_t t0, 
     }
 }
 
+/* Columns of the tiles of a strip. */
+#define gdni_tile_width GDNI_NAME(tile_width)
+static ptrdiff_t gdni_tile_width(const gdni_workspace *w) {
+    return (GDNI_TILE_KIB * 1024 / 4 / GDNI_LANES / w->kp < 4 ? 2 : 4) * GDNI_LANES;
+}
+
 #define gdni_run_block GDNI_NAME(run_block)
 static void gdni_run_block(const gdni_run *u, ptrdiff_t t0) {
     const gdni_workspace *w = u->w;
     const ptrdiff_t count = gdni_min(w->block, u->s.length - t0), prepared = gdni_min(count + 1, u->s.length - t0);
-    const ptrdiff_t width = (GDNI_TILE_KIB * 1024 / 4 / GDNI_LANES / w->kp < 4 ? 2 : 4) * GDNI_LANES;
+    const ptrdiff_t width = gdni_tile_width(w);
     gdni_prepare_qk(u, t0, prepared);
-    gdni_gather_v(u, t0, count);
+    gdni_gather_v(u, t0, count, false);
     for (int i = 0; i < u->num_strips; i++) {
         const gdni_strip *x = &u->strips[i];
         gdni_prepare_gates(u, x->value_head, t0, prepared);
+        gdni_fold_decays(u, prepared);
         for (ptrdiff_t c = x->c0; c < x->c1; c += width) {
             const gdni_strip tile = gdni_columns(x, c, gdni_min(c + width, x->c1), w);
             gdni_run_tile(u, &tile, t0, count, c == x->c0 ? i : -1);
         }
     }
-    gdni_scatter_o(u, t0, count);
+    gdni_scatter_o(u, t0, count, false);
 }
 
 /* ---- One token: the state is read once and written once, where it lies ---- */
@@ -3216,17 +3279,426 @@ static bool gdni_streams(const gdni_run *u) {
 #define gdni_run_decode GDNI_NAME(run_decode)
 static void gdni_run_decode(const gdni_run *u) {
     gdni_prepare_qk(u, 0, 1);
-    gdni_gather_v(u, 0, 1);
+    gdni_gather_v(u, 0, 1, false);
     for (int i = 0; i < u->num_strips; i++) {
         const gdni_run *after = i + 1 < u->num_strips ? u : u->next;
         const char *next = NULL;
         if (after != NULL)
             next = gdni_pool_matrix(u->r, after->s.read, after->strips[after == u ? i + 1 : 0].value_head).data;
         gdni_prepare_gates(u, u->strips[i].value_head, 0, 1);
+        gdni_fold_decays(u, 1);
         gdni_fetch(u, i, 1);
         gdni_stream(u, &u->strips[i], next);
     }
-    gdni_scatter_o(u, 0, 1);
+    gdni_scatter_o(u, 0, 1, false);
+}
+
+/* ---- Many tokens in chunks of up to sixteen, as products of matrices: the state stays in the same tiles ---- */
+
+/* Of a chunk, tokens a to b, all of which remember the first one; G_i is the product of the decays of a to i, P(j,i) of
+ * those after j up to i, factor by factor in this order, so that nothing is divided by a decay:
+ *     d_i = beta_i (v_i - G_i k_i.S - sum over j < i of P(j,i) k_i.k_j d_j)
+ *     o_i = G_i q_i.S + sum over j <= i of P(j,i) q_i.k_j d_j
+ *     S = G_{b-1} S + sum over j of P(j,b-1) k_j d_j
+ * With KDA the decays are vectors over K, inside the products. What a product holds at once: rows of its left factor
+ * and vectors of its right one; k.k and q.k have sixteen columns. */
+#define gdni_chunk_rows GDNI_NAME(chunk_rows)
+#define gdni_chunk_vectors GDNI_NAME(chunk_vectors)
+#define gdni_score_vectors GDNI_NAME(score_vectors)
+#define gdni_score_rows GDNI_NAME(score_rows)
+#define gdni_solve_rows GDNI_NAME(solve_rows)
+enum {
+    gdni_chunk_rows = 4,
+    gdni_chunk_vectors = GDNI_STREAM == 8 ? 4 : 2,
+    gdni_score_vectors = GDNI_LANES == 16 ? 1 : 2,
+    gdni_score_rows = GDNI_LANES == 16 ? 8 : 4,
+    gdni_solve_rows = gdni_chunk_vectors
+};
+
+/* A chunk of a run: its first token and how many there are, and the rows of memory that the next chunk will touch. */
+#define gdni_chunk GDNI_NAME(chunk)
+typedef struct gdni_chunk {
+    ptrdiff_t t0, count;
+    const char *ahead[GDNI_CHUNK * (2 + 3 * GDNI_RUN) + 1]; /* and, after them, one that may be asked for again */
+    ptrdiff_t num_ahead, asked, step; /* `step` bytes of a row for each sixteen steps of a product */
+    const float *v;                   /* of a strip, a row for each token: in the workspace, or the caller's */
+    float *o;
+    ptrdiff_t v_pitch, o_pitch, c0; /* its first column */
+} gdni_chunk;
+
+/* Whether a run is computed in chunks: not where a state between two tokens is stored or read, nor a single token,
+ * which is the same work either way. */
+#define gdni_in_chunks GDNI_NAME(in_chunks)
+static bool gdni_in_chunks(const gdni_run *u) {
+    return u->r->compute == GDN_COMPUTE_F32_CHUNKS && u->s.length > 1 &&
+           u->r->intermediate_states_buffer.data == NULL && u->r->ssm_state_indices.data == NULL;
+}
+
+/* The rows of one head lie a whole token apart, often a page of memory or more, which no processor foresees: the chunk
+ * after this one, or the first one of the next run, is asked for while this one is computed. */
+#define gdni_look_ahead GDNI_NAME(look_ahead)
+static void gdni_look_ahead(const gdni_run *u, gdni_chunk *y) {
+    const gdn_params *r = u->r;
+    ptrdiff_t t = y->t0 + y->count;
+    y->num_ahead = y->asked = 0;
+    y->ahead[0] = (const char *)u->w->k;
+    y->step = GDNI_LANES16 * gdni_dtype_size(r->q.dtype);
+    if (t >= u->s.length) t = 0, u = u->next;
+    if (u == NULL) return;
+    for (const ptrdiff_t end = gdni_min(t + GDNI_CHUNK, u->s.length); t < end; t++) {
+        y->ahead[y->num_ahead++] = (const char *)gdni_row(&r->q, &u->s, t, u->key_head);
+        y->ahead[y->num_ahead++] = (const char *)gdni_row(&r->k, &u->s, t, u->key_head);
+        for (const gdni_strip *x = u->strips; x < u->strips + u->num_strips; x++) {
+            y->ahead[y->num_ahead++] =
+                (const char *)gdni_row(&r->v, &u->s, t, x->value_head) + x->c0 * gdni_dtype_size(r->v.dtype);
+            y->ahead[y->num_ahead++] = gdni_output_row(r, &u->s, t, x->value_head, x->c0);
+            if (r->is_kda) y->ahead[y->num_ahead++] = (const char *)gdni_row(&r->a, &u->s, t, x->value_head);
+        }
+    }
+    y->ahead[y->num_ahead] = y->ahead[0];
+}
+
+/* Of the lanes `first` and on, those below n. */
+#define gdni_lanes_below GDNI_NAME(lanes_below)
+GDNI_INLINE gdni_word gdni_lanes_below(ptrdiff_t n, ptrdiff_t first) {
+    static const uint32_t lanes[2 * GDNI_CHUNK] = {~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u,
+                                                   ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u};
+    gdni_word where;
+    memcpy(&where, lanes + GDNI_CHUNK - n + first, sizeof where);
+    return where;
+}
+
+/* The decay in some lanes, 1 in the others. */
+#define gdni_decay_in GDNI_NAME(decay_in)
+GDNI_INLINE gdni_vec gdni_decay_in(gdni_word where, float decay) {
+    return GDNI_FLOATS((GDNI_WORDS(gdni_set1(decay)) & where) | (GDNI_WORDS(gdni_set1(1.0f)) & ~where));
+}
+
+#define gdni_minus GDNI_NAME(minus)
+GDNI_INLINE gdni_vec gdni_minus(gdni_vec x) {
+    GDNI_EXACT
+    return gdni_set1(0.0f) - x;
+}
+
+/* `rows` rows of the left factor, kp apart, times nv vectors of the right one, whose rows and those of the product are
+ * `pitch` apart. */
+#define gdni_product GDNI_NAME(product)
+GDNI_INLINE void gdni_product(gdni_chunk *y, const float *left, ptrdiff_t kp, const int rows, const float *right,
+                              ptrdiff_t pitch, const int nv, float *to) {
+    const char *ahead[GDNI_AHEAD];
+    gdni_vec sum[8][4];
+    for (int i = 0; i < GDNI_AHEAD; i++) ahead[i] = y->ahead[gdni_min(y->asked++, y->num_ahead)];
+    GDNI_UNROLL
+    for (int i = 0; i < rows; i++) {
+        GDNI_UNROLL
+        for (int h = 0; h < nv; h++) sum[i][h] = gdni_set1(0.0f);
+    }
+    for (ptrdiff_t c = 0, at = 0; c < kp; at += y->step) {
+        GDNI_UNROLL
+        for (int i = 0; i < GDNI_AHEAD; i++) gdni_prefetch(ahead[i] + at, 1);
+        for (const ptrdiff_t end = c + GDNI_LANES16; c < end;) {
+            GDNI_UNROLL
+            for (int j = 0; j < 4; j++, c++) {
+                gdni_vec s[4];
+                GDNI_UNROLL
+                for (int h = 0; h < nv; h++) s[h] = gdni_load(right + c * pitch + h * GDNI_LANES);
+                GDNI_UNROLL
+                for (int i = 0; i < rows; i++) {
+                    const gdni_vec x = gdni_set1(left[i * kp + c]);
+                    GDNI_UNROLL
+                    for (int h = 0; h < nv; h++) sum[i][h] = gdni_fma(x, s[h], sum[i][h]);
+                }
+            }
+        }
+    }
+    GDNI_UNROLL
+    for (int i = 0; i < rows; i++) {
+        GDNI_UNROLL
+        for (int h = 0; h < nv; h++) gdni_store(to + i * pitch + h * GDNI_LANES, sum[i][h]);
+    }
+}
+
+/* k.k and q.k of any two tokens, without decays, lanes along the earlier one. */
+#define gdni_raw_scores GDNI_NAME(raw_scores)
+static void gdni_raw_scores(const gdni_run *u, gdni_chunk *y) {
+    const gdni_workspace *w = u->w;
+    for (ptrdiff_t i = 0; i < y->count; i += gdni_score_rows)
+        for (ptrdiff_t j = 0; j < GDNI_CHUNK; j += gdni_score_vectors * GDNI_LANES)
+            for (int q = 0; q < 2; q++)
+                gdni_product(y, (q == 0 ? w->k : w->q) + i * w->kp, w->kp, gdni_score_rows, w->kt + j, GDNI_CHUNK,
+                             gdni_score_vectors, w->raw + (q * GDNI_CHUNK + i) * GDNI_CHUNK + j);
+}
+
+/* Tokens a to b: G_i, the scores -P(j,i) k_i.k_j and P(j,i) q_i.k_j, and P(j,b-1). */
+#define gdni_decay_scores GDNI_NAME(decay_scores)
+static void gdni_decay_scores(const gdni_workspace *w, ptrdiff_t a, ptrdiff_t b) {
+    float G = 1.0f;
+    for (ptrdiff_t i = a; i < b; i++) w->G[i - a] = G *= w->gate[i];
+    for (ptrdiff_t c = 0; c < GDNI_CHUNK; c += GDNI_LANES) {
+        gdni_vec P = gdni_set1(1.0f);
+        for (ptrdiff_t i = a; i < b; i++) {
+            const float *kk = w->raw + i * GDNI_CHUNK + c, *qk = kk + GDNI_CHUNK * GDNI_CHUNK;
+            P = gdni_mul(P, gdni_decay_in(gdni_lanes_below(i, c), w->gate[i]));
+            gdni_store(w->kk + (i - a) * GDNI_CHUNK + c, gdni_mul(gdni_minus(P), gdni_load(kk)));
+            gdni_store(w->kq + (i - a) * GDNI_CHUNK + c, gdni_mul(P, gdni_load(qk)));
+        }
+        gdni_store(w->P + c, P);
+    }
+}
+
+/* Tokens a to b under KDA: G_i k_i and G_i q_i in w->kd and w->qd, and G_{b-1}. */
+#define gdni_decay_rows GDNI_NAME(decay_rows)
+static void gdni_decay_rows(const gdni_workspace *w, ptrdiff_t a, ptrdiff_t b) {
+    for (ptrdiff_t c = 0; c < w->kp; c += GDNI_LANES) {
+        gdni_vec G = gdni_set1(1.0f);
+        for (ptrdiff_t at = a * w->kp + c; at < b * w->kp; at += w->kp) {
+            G = gdni_mul(G, gdni_load(w->decay + at));
+            gdni_store(w->kd + at, gdni_mul(G, gdni_load(w->k + at)));
+            gdni_store(w->qd + at, gdni_mul(G, gdni_load(w->q + at)));
+        }
+        gdni_store(w->G + c, G);
+    }
+}
+
+/* Tokens a to b under KDA: their scores, and P(j,b-1) k_j. A lane j is multiplied by the decays of the tokens after j,
+ * so that lanes that no token has reached hold k_j. Four tokens in one pass. */
+#define gdni_kda_scores GDNI_NAME(kda_scores)
+static void gdni_kda_scores(const gdni_workspace *w, ptrdiff_t K, ptrdiff_t a, ptrdiff_t b) {
+    memcpy(w->ktd, w->kt, (size_t)(w->kp * GDNI_CHUNK) * sizeof(float));
+    for (ptrdiff_t i = a; i < b; i += 4)
+        for (ptrdiff_t lane = 0; lane < gdni_min(GDNI_CHUNK, i + 4); lane += GDNI_LANES) {
+            const float *decay[4], *k[4], *q[4];
+            float *ktd = w->ktd + lane;
+            gdni_word below[4];
+            gdni_vec kk[4], kq[4];
+            GDNI_UNROLL
+            for (int j = 0; j < 4; j++) {
+                const ptrdiff_t at = gdni_min(i + j, b - 1) * w->kp;
+                decay[j] = w->decay + at, k[j] = w->k + at, q[j] = w->q + at;
+                below[j] = gdni_lanes_below(i + j < b ? i + j : 0, lane);
+                kk[j] = kq[j] = gdni_set1(0.0f);
+            }
+            for (ptrdiff_t c = 0; c < K; c++) {
+                gdni_vec x = gdni_load(ktd + c * GDNI_CHUNK);
+                GDNI_UNROLL
+                for (int j = 0; j < 4; j++) {
+                    x = gdni_mul(x, gdni_decay_in(below[j], decay[j][c]));
+                    kk[j] = gdni_fma(gdni_set1(k[j][c]), x, kk[j]);
+                    kq[j] = gdni_fma(gdni_set1(q[j][c]), x, kq[j]);
+                }
+                gdni_store(ktd + c * GDNI_CHUNK, x);
+            }
+            GDNI_UNROLL
+            for (int j = 0; j < 4; j++) {
+                gdni_store(w->kk + (i + j - a) * GDNI_CHUNK + lane, gdni_minus(kk[j]));
+                gdni_store(w->kq + (i + j - a) * GDNI_CHUNK + lane, kq[j]);
+            }
+        }
+}
+
+/* Two vectors of columns of a tile: d and o of `count` tokens from a on, from their k.S and q.S in w->AB. Each sum runs
+ * over j in order: for some tokens over those before them, then among them. */
+#define gdni_solve GDNI_NAME(solve)
+static void gdni_solve(const gdni_run *u, ptrdiff_t a, ptrdiff_t count, ptrdiff_t c, ptrdiff_t width, const float *v,
+                       ptrdiff_t v_pitch, float *o, ptrdiff_t o_pitch) {
+    const gdni_workspace *w = u->w;
+    const bool is_kda = u->r->is_kda;
+    float *d = w->ds + c;
+    for (ptrdiff_t i = 0; i < count; i += gdni_solve_rows) {
+        const float *A = w->AB + i * width + c, *B = A + GDNI_CHUNK * width;
+        const float *kk = w->kk + i * GDNI_CHUNK + a, *kq = w->kq + i * GDNI_CHUNK + a; /* column j: token a + j */
+        gdni_vec y[4][2], z[4][2];                                                      /* (v - ...) and o */
+        GDNI_UNROLL
+        for (int n = 0; n < gdni_solve_rows; n++) {
+            const float G = is_kda ? 1.0f : w->G[i + n];
+            const float *v_n = v + gdni_min(i + n, count - 1) * v_pitch;
+            GDNI_UNROLL
+            for (int h = 0; h < 2; h++) {
+                const ptrdiff_t at = n * width + h * GDNI_LANES;
+                y[n][h] = gdni_fma(gdni_set1(0.0f - G), gdni_load(A + at), gdni_load(v_n + h * GDNI_LANES));
+                z[n][h] = gdni_mul(gdni_set1(G), gdni_load(B + at));
+            }
+        }
+        for (ptrdiff_t j = 0; j < i; j++) {
+            const gdni_vec d0 = gdni_load(d + j * width), d1 = gdni_load(d + j * width + GDNI_LANES);
+            GDNI_UNROLL
+            for (int n = 0; n < gdni_solve_rows; n++) {
+                const gdni_vec s = gdni_set1(kk[n * GDNI_CHUNK + j]), t = gdni_set1(kq[n * GDNI_CHUNK + j]);
+                y[n][0] = gdni_fma(s, d0, y[n][0]), y[n][1] = gdni_fma(s, d1, y[n][1]);
+                z[n][0] = gdni_fma(t, d0, z[n][0]), z[n][1] = gdni_fma(t, d1, z[n][1]);
+            }
+        }
+        GDNI_UNROLL
+        for (int j = 0; j < gdni_solve_rows; j++) {
+            const ptrdiff_t at = (i + j) * width;
+            gdni_vec d0, d1;
+            if (u->r->beta_per_column)
+                d0 = gdni_load(w->betas + at + c), d1 = gdni_load(w->betas + at + c + GDNI_LANES);
+            else
+                d0 = d1 = gdni_set1(w->beta[a + i + j]);
+            d0 = gdni_mul(d0, y[j][0]), d1 = gdni_mul(d1, y[j][1]);
+            gdni_store(d + at, d0), gdni_store(d + at + GDNI_LANES, d1);
+            GDNI_UNROLL
+            for (int n = j; n < gdni_solve_rows; n++) {
+                const gdni_vec s = gdni_set1(kk[n * GDNI_CHUNK + i + j]), t = gdni_set1(kq[n * GDNI_CHUNK + i + j]);
+                y[n][0] = gdni_fma(s, d0, y[n][0]), y[n][1] = gdni_fma(s, d1, y[n][1]);
+                z[n][0] = gdni_fma(t, d0, z[n][0]), z[n][1] = gdni_fma(t, d1, z[n][1]);
+            }
+            if (i + j < count) {
+                gdni_store(o + (i + j) * o_pitch, z[j][0]);
+                gdni_store(o + (i + j) * o_pitch + GDNI_LANES, z[j][1]);
+            }
+        }
+    }
+}
+
+/* nv vectors of a tile's columns after `count` tokens, of whose k row c starts at k + c * k_step, token after token
+ * k_next apart; d lies in rows of the tile's width. */
+#define gdni_update GDNI_NAME(update)
+GDNI_INLINE void gdni_update(float *tile, ptrdiff_t width, const int nv, ptrdiff_t kp, const float *k, ptrdiff_t k_step,
+                             ptrdiff_t k_next, const float *decay, ptrdiff_t decay_step, const float *d,
+                             ptrdiff_t count) {
+    for (ptrdiff_t c = 0; c < kp; c += gdni_chunk_rows) {
+        const float *k_c = k + c * k_step, *const k_end = k_c + count * k_next, *d_j = d;
+        float *row = tile + c * width;
+        gdni_vec s[gdni_chunk_rows][4];
+        GDNI_UNROLL
+        for (int n = 0; n < gdni_chunk_rows; n++) {
+            const gdni_vec g = gdni_set1(decay[(c + n) * decay_step]);
+            GDNI_UNROLL
+            for (int h = 0; h < nv; h++) s[n][h] = gdni_mul(g, gdni_load(row + n * width + h * GDNI_LANES));
+        }
+        for (; k_c < k_end; k_c += k_next, d_j += width) {
+            gdni_vec x[4];
+            GDNI_UNROLL
+            for (int h = 0; h < nv; h++) x[h] = gdni_load(d_j + h * GDNI_LANES);
+            GDNI_UNROLL
+            for (int n = 0; n < gdni_chunk_rows; n++) {
+                const gdni_vec k_n = gdni_set1(k_c[n * k_step]);
+                GDNI_UNROLL
+                for (int h = 0; h < nv; h++) s[n][h] = gdni_fma(k_n, x[h], s[n][h]);
+            }
+        }
+        GDNI_UNROLL
+        for (int n = 0; n < gdni_chunk_rows; n++) {
+            GDNI_UNROLL
+            for (int h = 0; h < nv; h++) gdni_store(row + n * width + h * GDNI_LANES, s[n][h]);
+        }
+    }
+}
+
+/* nv vectors of the columns of a tile, from column c on: tokens a to b. */
+#define gdni_chunk_columns GDNI_NAME(chunk_columns)
+GDNI_INLINE void gdni_chunk_columns(const gdni_run *u, const gdni_strip *x, gdni_chunk *y, ptrdiff_t a, ptrdiff_t b,
+                                    ptrdiff_t c, const int nv) {
+    const gdn_params *r = u->r;
+    const gdni_workspace *w = u->w;
+    const bool is_kda = r->is_kda;
+    const ptrdiff_t kp = w->kp, width = gdni_tile_vectors(x) * GDNI_LANES;
+    const float *k = (is_kda ? w->kd : w->k) + a * kp, *q = (is_kda ? w->qd : w->q) + a * kp;
+    float *A = w->AB + c, *B = A + GDNI_CHUNK * width;
+    for (ptrdiff_t i = 0; i < b - a; i += gdni_chunk_rows) {
+        gdni_product(y, k + i * kp, kp, gdni_chunk_rows, x->tile + c, width, nv, A + i * width);
+        gdni_product(y, q + i * kp, kp, gdni_chunk_rows, x->tile + c, width, nv, B + i * width);
+    }
+    for (int h = 0; h < nv; h += 2) {
+        const ptrdiff_t at = c + h * GDNI_LANES;
+        const ptrdiff_t column = x->c0 - y->c0 + at;
+        gdni_solve(u, a, b - a, at, width, y->v + a * y->v_pitch + column, y->v_pitch, y->o + a * y->o_pitch + column,
+                   y->o_pitch);
+    }
+    for (ptrdiff_t j = 0; j < b - a && !is_kda; j++) {
+        const gdni_vec P = gdni_set1(w->P[a + j]);
+        float *d = w->ds + j * width + c;
+        GDNI_UNROLL
+        for (int h = 0; h < nv; h++) gdni_store(d + h * GDNI_LANES, gdni_mul(P, gdni_load(d + h * GDNI_LANES)));
+    }
+    gdni_update(x->tile + c, width, nv, kp, is_kda ? w->ktd + a : w->k + a * kp, is_kda ? GDNI_CHUNK : 1,
+                is_kda ? 1 : kp, is_kda ? w->G : w->G + (b - a - 1), is_kda ? 1 : 0, w->ds + c, b - a);
+}
+
+/* Tokens a to b of a chunk for one tile, whose scores are prepared. */
+#define gdni_chunk_tile GDNI_NAME(chunk_tile)
+static void gdni_chunk_tile(const gdni_run *u, const gdni_strip *x, gdni_chunk *y, ptrdiff_t a, ptrdiff_t b) {
+    const gdn_params *r = u->r;
+    const gdni_workspace *w = u->w;
+    const ptrdiff_t width = gdni_tile_vectors(x) * GDNI_LANES;
+    if (y->t0 + a == 0) gdni_move_tile(u, gdni_pool_matrix(r, u->s.read, x->value_head), x, false);
+    for (ptrdiff_t i = 0; i < w->kp * width && w->gate[a] == 0; i += GDNI_LANES)
+        gdni_store(x->tile + i, gdni_mul(gdni_set1(0.0f), gdni_load(x->tile + i)));
+    for (ptrdiff_t i = a; i < b && r->beta_per_column; i++) {
+        const char *from = (const char *)gdni_row(&r->b, &u->s, y->t0 + i, x->value_head);
+        float *betas = w->betas + (i - a) * width;
+        gdni_load_row(from + x->c0 * gdni_dtype_size(r->b.dtype), r->b.dtype, x->c1 - x->c0, width, betas);
+        gdni_betas(r, width, betas);
+    }
+    if (gdni_chunk_vectors == 4 && width == 4 * GDNI_LANES)
+        gdni_chunk_columns(u, x, y, a, b, 0, gdni_chunk_vectors);
+    else
+        for (ptrdiff_t c = 0; c < width; c += 2 * GDNI_LANES) gdni_chunk_columns(u, x, y, a, b, c, 2);
+    if (y->t0 + b == u->s.length)
+        gdni_move_tile(u, gdni_pool_matrix(r, gdni_step_slot(r, &u->s, u->n, y->t0 + b - 1), x->value_head), x, true);
+}
+
+/* 0 where all decays of a row are 0, else 1. */
+#define gdni_any GDNI_NAME(any)
+static float gdni_any(const float *decay, ptrdiff_t K) {
+    uint32_t lanes[GDNI_LANES], bits = 0;
+    gdni_word any = GDNI_WORDS(gdni_set1(0.0f));
+    ptrdiff_t c = 0;
+    for (; c + GDNI_LANES <= K; c += GDNI_LANES) any = any | GDNI_WORDS(gdni_load(decay + c));
+    memcpy(lanes, &any, sizeof lanes);
+    for (int l = 0; l < GDNI_LANES; l++) bits |= lanes[l];
+    for (; c < K; c++) bits |= gdni_bits_of(decay[c]);
+    return bits << 1 == 0 ? 0.0f : 1.0f;
+}
+
+/* A chunk of one strip. A token whose decay is 0 throughout forgets the state before it, whose sums may overflow: the
+ * chunk goes on from there as one of its own. */
+#define gdni_chunk_strip GDNI_NAME(chunk_strip)
+static void gdni_chunk_strip(const gdni_run *u, const gdni_strip *x, gdni_chunk *y) {
+    const gdn_params *r = u->r;
+    const gdni_workspace *w = u->w;
+    const ptrdiff_t width = gdni_tile_width(w);
+    y->c0 = x->c0;
+    y->v = x->v, y->v_pitch = w->columns;
+    y->o = x->o, y->o_pitch = w->columns;
+    if (gdni_in_place(x, r->v.dtype)) {
+        y->v = (const float *)gdni_row(&r->v, &u->s, y->t0, x->value_head) + x->c0;
+        y->v_pitch = r->v.token_stride;
+    }
+    if (gdni_in_place(x, r->o.dtype)) {
+        y->o = (float *)(void *)gdni_output_row(r, &u->s, y->t0, x->value_head, x->c0);
+        y->o_pitch = r->o.token_stride;
+    }
+    gdni_prepare_gates(u, x->value_head, y->t0, y->count);
+    for (ptrdiff_t i = 0; i < y->count && r->is_kda; i++) w->gate[i] = gdni_any(w->decay + i * w->kp, r->head_k_dim);
+    for (ptrdiff_t a = 0, b; a < y->count; a = b) {
+        for (b = a + 1; b < y->count && w->gate[b] != 0;) b++;
+        if (r->is_kda) {
+            gdni_decay_rows(w, a, b);
+            gdni_kda_scores(w, r->head_k_dim, a, b);
+        } else
+            gdni_decay_scores(w, a, b);
+        for (ptrdiff_t c = x->c0; c < x->c1; c += width) {
+            const gdni_strip tile = gdni_columns(x, c, gdni_min(c + width, x->c1), w);
+            gdni_chunk_tile(u, &tile, y, a, b);
+        }
+    }
+}
+
+#define gdni_run_chunk GDNI_NAME(run_chunk)
+static void gdni_run_chunk(const gdni_run *u, ptrdiff_t t0) {
+    const gdni_workspace *w = u->w;
+    gdni_chunk y;
+    y.t0 = t0, y.count = gdni_min(GDNI_CHUNK, u->s.length - t0);
+    gdni_look_ahead(u, &y);
+    gdni_prepare_qk(u, t0, y.count);
+    gdni_transpose(w->k, w->kp, y.count, w->kp, w->kt, GDNI_CHUNK);
+    if (!u->r->is_kda) gdni_raw_scores(u, &y);
+    gdni_gather_v(u, t0, y.count, true);
+    for (int i = 0; i < u->num_strips; i++) gdni_chunk_strip(u, &u->strips[i], &y);
+    gdni_scatter_o(u, t0, y.count, true);
 }
 
 #define gdni_run_items GDNI_NAME(run_items)
@@ -3245,6 +3717,8 @@ static void gdni_run_items(const gdn_params *r, ptrdiff_t first, ptrdiff_t last,
         if (u != NULL && !gdni_skip(r, &u->s, u->first, u->end)) {
             if (gdni_streams(u))
                 gdni_run_decode(u);
+            else if (gdni_in_chunks(u))
+                for (ptrdiff_t t = 0; t < u->s.length; t += GDNI_CHUNK) gdni_run_chunk(u, t);
             else
                 for (ptrdiff_t t = 0; t < u->s.length; t += w.block) gdni_run_block(u, t);
         }
