@@ -416,3 +416,5 @@ def test_float64():
     assert o.dtype == ht.dtype == np.float64
     p, h = fla.naive_recurrent_gated_delta_rule(x["q"], x["k"], x["v"], BETA, G, output_final_state=True)
     assert 0 < np.abs(o - p).max() < 1e-5 and 0 < np.abs(ht - h).max() < 1e-5
+    chunks, _ = fla.chunk_gated_delta_rule(x["q"], x["k"], x["v"], G, BETA, compute="f32_chunks")
+    assert chunks.dtype == np.float32 and np.abs(o - chunks).max() < 1e-5
