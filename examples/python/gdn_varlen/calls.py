@@ -5,7 +5,9 @@ the operator. All of them take `compute=` ("f32", or "f64": the oracle, whose ne
 `num_threads=` besides.
 """
 
-from .arrays import dtype_name, filled, known, new
+import numpy as np
+
+from .arrays import dtype_name, filled, integers, known, new
 from .operator import GdnError, fused_sigmoid_gating_delta_rule_update
 
 
@@ -95,6 +97,15 @@ def operator(names, *, like=None, **arguments):
         if name == error.argument:
             raise
         raise GdnError(error.text, name, error.index, error.other, error.status) from None
+
+
+def slots_of(argument, indices, pool):
+    """`indices` of a pool whose states are copied, none of them padding."""
+    slots = np.asarray(integers(indices))
+    for index, slot in enumerate(slots.ravel()):
+        if not 0 <= slot < pool.shape[0]:
+            raise GdnError(f"is {slot}, and the pool has {pool.shape[0]} slots", argument, index)
+    return slots
 
 
 def in_new_states(names, initial_state, final, *, state_dtype="float32", cu_seqlens=None, **arguments):

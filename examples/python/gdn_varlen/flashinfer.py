@@ -9,7 +9,7 @@ slot: FlashInfer's bfloat16 decode uses slot 0 for it, and gives rows without a 
 import numpy as np
 
 from .arrays import dtype_name, filled, integers, known, new, repeated
-from .calls import missing, operator, packed_decode, refuse
+from .calls import missing, operator, packed_decode, refuse, slots_of
 from .operator import GdnError
 
 DECODE = {"initial_state_source": "state", "o": "output", "use_qk_l2norm_in_kernel": "use_qk_l2norm"}
@@ -192,18 +192,15 @@ def chunk_gated_delta_rule(
             raise GdnError("is needed with state_indices", "output_state")
         shape = (len(cu_seqlens) - 1, heads, v.shape[-1], q.shape[-1])
         output_state = new(known(q), shape, "float64" if compute == "f64" else "float32")
+    rows = slice(None) if state_indices is None else slots_of("state_indices", state_indices, output_state)
     if initial_state is None:
-        rows = slice(None) if state_indices is None else state_indices
         output_state[rows] = 0
     elif initial_state is not output_state:
         if initial_state.shape != output_state.shape:
             raise GdnError(f"its shape is {list(output_state.shape)}, initial_state's not", "output_state")
         refuse(output_state=output_state.dtype.itemsize < initial_state.dtype.itemsize)
-        if state_indices is None:
-            filled(known(output_state), known(initial_state))
-        else:
-            starts = initial_state[state_indices]
-            output_state[state_indices] = filled(new(known(q), starts.shape, dtype_name(output_state)), starts)
+        starts = initial_state[rows]
+        output_state[rows] = filled(new(known(q), starts.shape, dtype_name(output_state)), starts)
     return operator(PREFILL, initial_state_source=output_state, **arguments), output_state
 
 

@@ -7,7 +7,7 @@ leaves them as they were allocated. The CPU operators know no padding.
 """
 
 from .arrays import dtype_name
-from .calls import in_new_states, missing, operator, packed_decode, refuse
+from .calls import in_new_states, missing, operator, packed_decode, refuse, slots_of
 from .operator import GdnError
 
 NAMES = {
@@ -253,8 +253,9 @@ def chunk_gated_delta_rule_cpu(
 ):
     """(o, final state [N,HV,K,V] of the pool's dtype, or None): the pool [slots,HV,K,V] is only read."""
     refuse(head_first=head_first)
+    states = initial_state[slots_of("initial_state_indices", initial_state_indices, initial_state)]
     return in_new_states(
-        CPU_CHUNK, initial_state[initial_state_indices], output_final_state, state_dtype=dtype_name(initial_state),
+        CPU_CHUNK, states, output_final_state, state_dtype=dtype_name(initial_state),
         q=query, k=key, v=value, a=g, b=beta, cu_seqlens=cu_seqlens, use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel,
         l2norm_eps=eps, preset="vllm_cpu", state_layout="kv", gate_input="log", beta_input="given", compute=compute,
         num_threads=num_threads,

@@ -329,6 +329,23 @@ def test_flashinfer_prefill():
     assert same(o, np.concatenate(each, 1))
 
 
+def test_copied_states_are_never_those_of_padding():
+    y, pool = tensors(1, 3), draw(5, HV, K, V)
+    arguments = (y["q"], y["k"], y["v"], y["a"], y["b"], pool, np.array([0, 2, 3]), False, True)
+    for slots in ([4, -1], [4, 5]):
+        with pytest.raises(gdn_varlen.GdnError) as caught:
+            sglang.chunk_gated_delta_rule_cpu(*arguments, np.array(slots))
+        assert (caught.value.argument, caught.value.index) == ("initial_state_indices", 1)
+    output = draw(5, HV, V, K)
+    before = output.copy()
+    with pytest.raises(gdn_varlen.GdnError, match="state_indices"):
+        flashinfer.chunk_gated_delta_rule(
+            y["q"][0], y["k"][0], y["v"][0], cu_seqlens=np.array([0, 3]), output_final_state=True, output_state=output,
+            state_indices=np.array([-1]),
+        )  # fmt: skip
+    assert same(output, before)
+
+
 def test_flashinfer_kda():
     few = {name: x[name][:, :3] for name in "qkv"}
     g, beta, pool = -np.exp(draw(B, 3, HV, K)), BETA[:, :3], draw(B * 3, HV, V, K)
