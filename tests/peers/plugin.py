@@ -112,7 +112,8 @@ def module(name, **contents):
 
 def public(ours):
     """The functions of one of our modules, without what it imports."""
-    return {name: value for name, value in vars(ours).items() if callable(value) and not hasattr(calls, name)}
+    shared = vars(calls)
+    return {name: value for name, value in vars(ours).items() if callable(value) and shared.get(name) is not value}
 
 
 def on_the_cpu():
