@@ -1,5 +1,6 @@
 """The operator, with the signature of SGLang's Triton wrapper."""
 
+import math
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -82,12 +83,17 @@ class _Call:
     def output(self, x, shape, v_shape):
         if tuple(x.shape) not in (shape, v_shape):
             raise GdnError(f"its shape is {list(x.shape)}, and {list(v_shape)} is needed", "o")
-        view = self._view("o", writable, x, 1)
-        if view.shape != shape:
-            view = self._view("o", writable, x.reshape(shape), 1)
-            if view.address != self.views[-2].address:
-                raise GdnError("its batches must follow each other: a copy would be written", "o")
+        view = self._view("o", writable, self._in_place("o", x, shape), 1)
         self.params.o = library.Tensor(view.address, self._dtype("o", view, FLOATS, "dtype"), *view.strides[:3])
+
+    def _in_place(self, argument, x, shape):
+        """What is written, with its axes as the library has them."""
+        if tuple(x.shape) == shape:
+            return x
+        y = x.reshape(shape)
+        if self._view(argument, View, x).address != self._view(argument, View, y).address:
+            raise GdnError("axes that are one must lie side by side: a copy would be written", argument)
+        return y
 
     def states(self, argument, x, sizes, written):
         """A pool or a cache: [*outer sizes, HV, matrix], the matrix in the layout that is set."""
@@ -97,6 +103,9 @@ class _Call:
             raise GdnError("is not set, and a wrong one is silently wrong", "state_layout", status="GDN_ERROR_ENUM")
         layout = ENUMERATIONS["state_layout"][1][self.params.state_layout]
         heads, rows, columns = sizes if layout != "vk" else (sizes[0], sizes[2], sizes[1])
+        whole = (math.prod(x.shape) // (heads * rows * columns), heads, rows, columns)
+        if argument == "initial_state_source" and len(x.shape) < 4 and _merged(x.shape, whole):
+            x = self._in_place(argument, x, whole)
         outer = tuple(x.shape[:-3])
         if len(outer) != (1 if argument == "initial_state_source" else 2) or x.shape[-3:] != (heads, rows, columns):
             axes = "[slots, HV, " if argument == "initial_state_source" else "[rows, steps, HV, "
@@ -190,8 +199,8 @@ def fused_sigmoid_gating_delta_rule_update(
     lie (float32, bfloat16, float16; an uint16 array is the bits of bfloat16), and to read, arrays of other libraries
     that have DLPack or the buffer protocol. initial_state_source [slots,HV,V,K] is updated in place. `o` is new, of q's
     kind (numpy's for other libraries) and dtype, and v's shape; rows that no sequence owns are 0. cu_seqlens packs
-    sequences one behind another: q, k, v may then be [tokens, ...] too. In every input but q, k, v, the axes that lie
-    side by side may be one: a [tokens, HV], dt_bias [HV * K]. A scale of 0 is the default, K^-0.5; without dt_bias the
+    sequences one behind another: q, k, v may then be [tokens, ...] too. In the other inputs and in the pool, axes that
+    lie side by side may be one: a [tokens, HV], dt_bias [HV * K]. A scale of 0 is the default, K^-0.5; without dt_bias the
     bias is 0, without `a` there is no decay (not with raw gates), and with lower_bound A_log may be missing: 0.
     ssm_state_indices [N] is one slot for each sequence, read and written.
 

@@ -200,6 +200,13 @@ def test_adjacent_axes_may_be_one():
         call(**pairs, o=np.zeros((2, T, HV, V), np.float32)[:, : T // 2])
     with pytest.raises(GdnError, match="a: "):
         call(a=arguments["a"].swapaxes(1, 2).copy())
+    pool = arguments["initial_state_source"]
+    for flat in (pool.reshape(5, -1).copy(), pool.reshape(5 * HV, V, K).copy(), pool.reshape(-1).copy()):
+        o, changed = call(initial_state_source=flat)
+        assert same(o, expected[0]) and changed is flat and flat.tobytes() == expected[1].tobytes()
+    padded = np.zeros((5 * HV, V, 2 * K), np.float32)[..., :K]  # rows apart
+    with pytest.raises(GdnError, match="initial_state_source"):
+        call(initial_state_source=padded)
 
 
 def test_what_may_be_left_out():
