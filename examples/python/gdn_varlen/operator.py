@@ -103,7 +103,7 @@ class _Call:
             raise GdnError("is not set, and a wrong one is silently wrong", "state_layout", status="GDN_ERROR_ENUM")
         layout = ENUMERATIONS["state_layout"][1][self.params.state_layout]
         heads, rows, columns = sizes if layout != "vk" else (sizes[0], sizes[2], sizes[1])
-        whole = (math.prod(x.shape) // (heads * rows * columns), heads, rows, columns)
+        whole = (math.prod(x.shape) // max(1, heads * rows * columns), heads, rows, columns)
         if argument == "initial_state_source" and len(x.shape) < 4 and _merged(x.shape, whole):
             x = self._in_place(argument, x, whole)
         outer = tuple(x.shape[:-3])
