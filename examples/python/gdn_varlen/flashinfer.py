@@ -169,8 +169,9 @@ def chunk_gated_delta_rule(
 ):
     """output [tokens, max(Hq,HV), V], or with output_final_state (output, final state [N,..,V,K]). g is the decay.
 
-    The final states go to output_state; with state_indices it and initial_state are pools. Their start is copied there
-    first, so that it may not be narrower than initial_state. q and k are not rounded after the norm.
+    The final states go to output_state, but for sequences without tokens; with state_indices it and initial_state are
+    pools. Their start is copied there first, so that it may not be narrower than initial_state. q and k are not rounded
+    after the norm.
     """
     refuse(state_checkpoints=state_checkpoints, checkpoint_every_n_tokens=checkpoint_every_n_tokens or None)
     if cu_seqlens is None:
@@ -192,7 +193,9 @@ def chunk_gated_delta_rule(
             raise GdnError("is needed with state_indices", "output_state")
         shape = (len(cu_seqlens) - 1, heads, v.shape[-1], q.shape[-1])
         output_state = new(known(q), shape, "float64" if compute == "f64" else "float32")
-    rows = slice(None) if state_indices is None else slots_of("state_indices", state_indices, output_state)
+    rows = np.flatnonzero(np.diff(np.asarray(integers(cu_seqlens))) > 0)
+    if state_indices is not None:
+        rows = slots_of("state_indices", state_indices, output_state)[rows]
     if initial_state is None:
         output_state[rows] = 0
     elif initial_state is not output_state:
@@ -284,7 +287,7 @@ def recurrent_kda(
             ssm_state_indices = np.arange(N * steps).reshape(N, steps)
         slots = dict(ssm_state_indices=ssm_state_indices)
         if num_accepted_tokens is not None:
-            slots["num_accepted_tokens"] = np.minimum(np.asarray(integers(num_accepted_tokens)), steps)
+            slots["num_accepted_tokens"] = np.clip(np.asarray(integers(num_accepted_tokens)), 1, steps)
     if disable_state_update and slots.get("num_accepted_tokens") is None:
         first = (
             ssm_state_indices

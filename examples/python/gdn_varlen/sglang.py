@@ -6,7 +6,7 @@ States are [V,K] and updated in place in a pool; of the CPU operators they are [
 """
 
 from . import vllm
-from .arrays import known, new
+from .arrays import known, new, repeated
 from .calls import in_new_states, missing, operator, packed_decode, refuse
 from .operator import GdnError
 
@@ -247,6 +247,8 @@ def fused_recurrent_kda(
     **kwargs,
 ):
     """(o, final state [N,HV,V,K]): initial_state itself, updated in place, unless inplace_final_state is off."""
+    if g.shape[2] != v.shape[2]:  # of key heads
+        g = repeated(known(g), v.shape[2], 2)
     arguments = dict(
         q=q, k=k, v=v, a=g, b=beta, scale=scale, use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel, cu_seqlens=cu_seqlens,
         is_kda=True, preset="sglang", state_layout="vk", **GIVEN, compute=compute, num_threads=num_threads,
@@ -273,7 +275,7 @@ def chunk_gated_delta_rule_cpu(
     compute="f32",
     num_threads=None,
 ):
-    """(o, final state [N,HV,K,V], None), as sgl_kernel.mamba has it: the pool [slots,HV,K,V] is only read."""
+    """(o, initial_state, None), as sgl_kernel.mamba has it: the pool [slots,HV,K,V] is updated in place."""
     o, states = vllm.chunk_gated_delta_rule_cpu(
         q, k, v, g, beta, initial_state, True, cu_seqlens, head_first, use_qk_l2norm_in_kernel, initial_state_indices,
         eps=1e-6, compute=compute, num_threads=num_threads,

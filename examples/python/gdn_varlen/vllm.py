@@ -6,8 +6,10 @@ Slot 0 is reserved, and a sequence that reads it, or a negative one, is padding:
 leaves them as they were allocated. The CPU operators know no padding.
 """
 
-from .arrays import dtype_name
-from .calls import in_new_states, missing, operator, packed_decode, refuse, slots_of
+import numpy as np
+
+from .arrays import integers
+from .calls import in_new_states, missing, operator, packed_decode, refuse
 from .operator import GdnError
 
 NAMES = {
@@ -251,15 +253,15 @@ def chunk_gated_delta_rule_cpu(
     compute="f32",
     num_threads=None,
 ):
-    """(o, final state [N,HV,K,V] of the pool's dtype, or None): the pool [slots,HV,K,V] is only read."""
+    """(o, initial_state): the pool [slots,HV,K,V] is updated in place. q and k are not rounded after the norm."""
     refuse(head_first=head_first)
-    states = initial_state[slots_of("initial_state_indices", initial_state_indices, initial_state)]
-    return in_new_states(
-        CPU_CHUNK, states, output_final_state, state_dtype=dtype_name(initial_state),
-        q=query, k=key, v=value, a=g, b=beta, cu_seqlens=cu_seqlens, use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel,
-        l2norm_eps=eps, preset="vllm_cpu", state_layout="kv", gate_input="log", beta_input="given", compute=compute,
-        num_threads=num_threads,
+    o = operator(
+        CPU_CHUNK, q=query, k=key, v=value, a=g, b=beta, initial_state_source=initial_state,
+        initial_state_indices=initial_state_indices, cu_seqlens=cu_seqlens, l2norm_eps=eps,
+        use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel, preset="vllm_cpu", gate_input="log", beta_input="given",
+        compute=compute, num_threads=num_threads,
     )  # fmt: skip
+    return o, initial_state
 
 
 def fused_sigmoid_gating_delta_rule_update_cpu(
@@ -313,7 +315,9 @@ def fused_sigmoid_gating_delta_rule_update_spec_cpu(
     compute="f32",
     num_threads=None,
 ):
-    """o [tokens,HV,V] of q and k [tokens,H,K], v [tokens,HV,V]; the pool [slots,HV,K,V] in place, a slot a step."""
+    """o [tokens,HV,V] of q and k [tokens,H,K], v [tokens,HV,V]; the pool [slots,HV,K,V] in place, a slot a step. None
+    accepted counts as one; the state is not rounded to the pool's dtype between the steps."""
+    num_accepted_tokens = np.maximum(np.asarray(integers(num_accepted_tokens)), 1)
     return operator(
         {"ssm_state_indices": "spec_state_indices"}, A_log=A_log, dt_bias=dt_bias, q=q, k=k, v=v, a=a, b=b,
         initial_state_source=initial_state_source, ssm_state_indices=spec_state_indices,

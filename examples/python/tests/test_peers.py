@@ -229,7 +229,7 @@ def test_packed_decode(module, padding):
 
 
 def test_cpu_operators():
-    """Decode wants [1, batch, ...] and gives [batch, 1, ...]; prefill leaves the pool alone."""
+    """Decode wants [1, batch, ...] and gives [batch, 1, ...]; both write the pool."""
     y, pool = tensors(1, 3), draw(5, HV, K, V)
     other, slots = pool.copy(), np.array([4, 0, 2], np.int32)
     o = vllm.fused_sigmoid_gating_delta_rule_update_cpu(
@@ -241,14 +241,23 @@ def test_cpu_operators():
         use_qk_l2norm_in_kernel=True, preset="vllm_cpu",
     )  # fmt: skip
     assert same(o[:, 0], expected[0]) and same(pool, other)
-    before = pool.copy()
-    _, states, nothing = sglang.chunk_gated_delta_rule_cpu(
-        y["q"], y["k"], y["v"], -np.exp(y["a"]), y["b"], pool, np.array([0, 2, 3]), False, True, slots[:2]
+    arguments = dict(q=y["q"], k=y["k"], v=y["v"], cu_seqlens=np.array([0, 2, 3]), use_qk_l2norm_in_kernel=True)
+    o, states, nothing = sglang.chunk_gated_delta_rule_cpu(
+        **arguments,
+        g=-np.exp(y["a"]),
+        beta=y["b"],
+        initial_state=pool,
+        head_first=False,
+        initial_state_indices=slots[:2],
     )
-    assert nothing is None and states.shape == (2, HV, K, V) and same(pool, before)
+    expected = operator(
+        **arguments, a=-np.exp(y["a"]), b=y["b"], initial_state_source=other, initial_state_indices=slots[:2],
+        preset="sglang_cpu", gate_input="log", beta_input="given", l2norm_eps=1e-6,
+    )  # fmt: skip
+    assert nothing is None and states is pool and same(o, expected) and same(pool, other)
     rows = {name: y[name][0] for name in y}
     spec = vllm.fused_sigmoid_gating_delta_rule_update_spec_cpu(
-        **rows, **GATE, initial_state_source=pool, spec_state_indices=np.array([[4, 1, 3]]), num_accepted_tokens=[1],
+        **rows, **GATE, initial_state_source=pool, spec_state_indices=np.array([[4, 1, 3]]), num_accepted_tokens=[0],
         cu_seqlens=[0, 3], use_qk_l2norm_in_kernel=True,
     )  # fmt: skip
     assert spec.shape == (3, HV, V)
@@ -310,11 +319,11 @@ def test_flashinfer_prefill():
     start = draw(3, HV, V, K)
     before, final = start.copy(), np.zeros((3, HV, V, K), np.float32)
     o, states = flashinfer.chunk_gated_delta_rule(**arguments, initial_state=start, output_state=final)
-    assert states is final and same(start, before) and same(final[1], start[1]) and o.shape == (n, HV, V)
+    assert states is final and same(start, before) and not final[1].any() and o.shape == (n, HV, V)
     pool, slots = np.zeros((6, HV, V, K), np.float32), np.array([5, 0, 3])
     pool[slots] = start
     p, _ = flashinfer.chunk_gated_delta_rule(**arguments, initial_state=pool, output_state=pool, state_indices=slots)
-    assert same(o, p) and same(pool[slots], final)
+    assert same(o, p) and same(pool[slots][[0, 2]], final[[0, 2]]) and same(pool[0], start[1])
     # More query heads than value heads.
     queries, keys = draw(n, 4, K), draw(n, 2, K) / 4
     values, gates = draw(n, 2, V), np.repeat(alpha[:, :2], 2, 1)
@@ -330,13 +339,7 @@ def test_flashinfer_prefill():
 
 
 def test_copied_states_are_never_those_of_padding():
-    y, pool = tensors(1, 3), draw(5, HV, K, V)
-    arguments = (y["q"], y["k"], y["v"], y["a"], y["b"], pool, np.array([0, 2, 3]), False, True)
-    for slots in ([4, -1], [4, 5]):
-        with pytest.raises(gdn_varlen.GdnError) as caught:
-            sglang.chunk_gated_delta_rule_cpu(*arguments, np.array(slots))
-        assert (caught.value.argument, caught.value.index) == ("initial_state_indices", 1)
-    output = draw(5, HV, V, K)
+    y, output = tensors(1, 3), draw(5, HV, V, K)
     before = output.copy()
     with pytest.raises(gdn_varlen.GdnError, match="state_indices"):
         flashinfer.chunk_gated_delta_rule(
