@@ -81,28 +81,34 @@
  * The same recurrence, many habits. With K = V a wrong state_layout runs and is silently
  * wrong, so the header has no default for it. "-" means the default (zero) of the field. gdn_preset() sets a row.
  *
- *   system                     state_layout   head_map  gate_input  beta_input  l2norm_form, eps    padding
- *   -------------------------  -------------  --------  ----------  ----------  ------------------  --------------
- *   SGLang Triton, to 2026-03  GDN_STATE_KV   -         -           -           -                   -
- *   SGLang Triton, later       GDN_STATE_VK   -         -           -           -                   -
- *   SGLang packed decode       GDN_STATE_VK   -         - / LOG     - / GIVEN   -                   ZERO
- *   SGLang CPU, vLLM CPU       GDN_STATE_KV   -         -           -           -, 1e-5             none (crashes)
- *   vLLM Triton                GDN_STATE_VK   -         - / LOG     - / GIVEN   -                   LEAVE (5)
- *   FLA                        KV or VK (1)   -         LOG / -     GIVEN (2)   -                   no pool
- *   FlashInfer decode          VK or KV (3)   -         - (4)       -           -                   ZERO
- *   ggml, llama.cpp            GDN_STATE_VK   TILED     LOG         GIVEN       MAX_NORM_EPS        no pool
- *   mlx-lm                     GDN_STATE_VK   -         DECAY       GIVEN       MEAN_PLUS_EPS       no pool
- *   transformers               GDN_STATE_KV   -         LOG         GIVEN       -                   no pool
+ *   system                      state_layout   head_map  gate_input   beta_input     l2norm_form, eps  padding
+ *   --------------------------  -------------  --------  -----------  -------------  ----------------  --------------
+ *   SGLang Triton, to 2026-03   GDN_STATE_KV   -         -            -              -                 -
+ *   SGLang Triton, later        GDN_STATE_VK   -         -            -              -                 -
+ *   SGLang, vLLM packed decode  GDN_STATE_VK   -         -            -              -                 ZERO (4)
+ *   SGLang, vLLM CPU decode     GDN_STATE_KV   -         -            -              -, 1e-5           none (crashes)
+ *   SGLang, vLLM CPU chunks     GDN_STATE_KV   -         LOG          GIVEN          -, 1e-6 / 1e-5    none (crashes)
+ *   vLLM Triton                 GDN_STATE_VK   -         - / LOG (3)  - / GIVEN (3)  -                 LEAVE (4)
+ *   FLA                         KV or VK (1)   -         LOG / -      GIVEN (2)      -                 no pool
+ *   FlashInfer decode           VK or KV (5)   -         -            -              -                 ZERO
+ *   FlashInfer MTP              GDN_STATE_VK   -         -            -              -                 LEAVE
+ *   FlashInfer prefill, mlx-lm  GDN_STATE_VK   -         DECAY        GIVEN          - (6)             no pool
+ *   llama.cpp, qwen35           GDN_STATE_VK   TILED     LOG          GIVEN          - (6)             no pool
+ *   llama.cpp, qwen3next        GDN_STATE_VK   -         LOG          GIVEN          - (6)             no pool
+ *   transformers                GDN_STATE_KV   -         LOG          GIVEN          -                 no pool
  *
- *   The scale is K^-0.5 in all of them (FlashInfer: 0 means the same, as here). The output has
- *   q's dtype in SGLang, v's in FLA, float32 in newer vLLM where the state is float32; here it is o.dtype.
+ *   The scale is K^-0.5 in all of them (FlashInfer: 0 means the same, as here). The output has q's dtype, in FLA
+ *   v's; here it is o.dtype.
  *   (1) state_v_first selects VK.  (2) FLA's beta may be per V column: beta_per_column; with
- *   use_beta_sigmoid_in_kernel it is raw, and allow_neg_eigval doubles it.  (3) "pretranspose" and MTP are
- *   VK, "nontranspose" is KV.  (4) FlashInfer's prefill takes DECAY and GIVEN.  (5) fused_recurrent: ZERO;
- *   newer versions reserve slot 0: has_null_slot with null_slot 0.
- *   SGLang, vLLM and FLA normalise q and k only when asked to (use_qk_l2norm_in_kernel); FlashInfer by
- *   default. transformers, ggml and mlx-lm normalise before the operator: set use_qk_l2norm_in_kernel to
- *   feed this one their raw q and k, leave it off to feed it what they feed theirs.
+ *   use_beta_sigmoid_in_kernel it is raw, and allow_neg_eigval doubles it.  (3) fused_recurrent.
+ *   (4) vLLM reserves slot 0: has_null_slot with null_slot 0.  (5) "pretranspose" is VK, "nontranspose" is KV; with
+ *   bfloat16 states -1 is slot 0 there, and overwritten: here it never is.  (6) sqrt(sum + eps) since mlx-lm 0.32 and
+ *   llama.cpp of 2026-08-31; before: MEAN_PLUS_EPS and MAX_NORM_EPS. llama.cpp's eps is the model file's.
+ *   SGLang, vLLM, FLA and transformers normalise q and k when asked to (use_qk_l2norm_in_kernel), FlashInfer by
+ *   default. llama.cpp and mlx-lm normalise before the operator: set use_qk_l2norm_in_kernel to feed this one their
+ *   raw q and k, leave it off to feed it what they feed theirs.
+ *   Rounded inside, and not here: beta, to b's dtype, in SGLang's packed decode and the CPU decodes; q and k, to their
+ *   dtype after the norm, in FlashInfer's prefill and every chunked kernel. Pass them rounded to have that.
  *
  * DOES NOT
  *
@@ -310,7 +316,7 @@ typedef enum gdn_state_layout {
 
 typedef enum gdn_head_map {
     GDN_HEADS_GROUPED = 0, /* key head = hv / (HV / H) */
-    GDN_HEADS_TILED        /* key head = hv % H: ggml and GGUF files */
+    GDN_HEADS_TILED        /* key head = hv % H: ggml, and GGUF files of qwen35 */
 } gdn_head_map;
 
 typedef enum gdn_gate_input {
@@ -325,9 +331,9 @@ typedef enum gdn_beta_input {
 } gdn_beta_input;
 
 typedef enum gdn_l2norm_form {
-    GDN_L2NORM_SUM_PLUS_EPS = 0, /* x / sqrt(sum(x*x) + eps): SGLang, vLLM, FLA, FlashInfer, transformers */
-    GDN_L2NORM_MEAN_PLUS_EPS,    /* x / sqrt(sum(x*x) + K*eps): mlx-lm */
-    GDN_L2NORM_MAX_NORM_EPS,     /* x / max(sqrt(sum(x*x)), eps): ggml */
+    GDN_L2NORM_SUM_PLUS_EPS = 0, /* x / sqrt(sum(x*x) + eps): every system of today */
+    GDN_L2NORM_MEAN_PLUS_EPS,    /* x / sqrt(sum(x*x) + K*eps): mlx-lm before 0.32 */
+    GDN_L2NORM_MAX_NORM_EPS,     /* x / max(sqrt(sum(x*x)), eps): ggml_l2_norm */
     GDN_L2NORM_NORM_PLUS_EPS     /* x / (sqrt(sum(x*x)) + eps) */
 } gdn_l2norm_form;
 
@@ -439,14 +445,14 @@ typedef struct gdn_params {
  * prefixes state_layout, head_map, gate_input, beta_input, l2norm_form, l2norm_eps, padding, and null_slot (-1: none).
  * See [CONVENTIONS].
  *
- *   SGLANG                  the Triton kernel of this operator since March 2026; SGLANG_KV: before
- *   SGLANG_PACKED_DECODE    also rounds beta to the dtype of b: to have that, pass the rounded sigmoid as GIVEN
- *   SGLANG_CPU, VLLM_CPU    sgl-kernel; a negative index crashes there
- *   VLLM                    fused_sigmoid_gating; before slot 0 was reserved: clear has_null_slot
- *   VLLM_RECURRENT          fused_recurrent
- *   FLA                     fused_recurrent; VK with state_v_first; RAW with the gate, or the sigmoid, in the kernel
- *   FLASHINFER_DECODE       "pretranspose" and MTP; FLASHINFER_DECODE_KV: "nontranspose"; FLASHINFER_PREFILL: chunked
- *   GGML, MLX_LM, TRANSFORMERS
+ *   SGLANG                  0.5.23, the Triton kernel of this operator since March 2026; SGLANG_KV: before
+ *   SGLANG_PACKED_DECODE    of the same
+ *   SGLANG_CPU, VLLM_CPU    decode of sgl-kernel (vLLM 0.33.0), a negative index crashes there; _CHUNK: prefill
+ *   VLLM                    0.33.0 fused_sigmoid_gating; VLLM_RECURRENT: fused_recurrent; VLLM_PACKED_DECODE
+ *   FLA                     0.6.0 fused_recurrent; VK with state_v_first; RAW with gate or sigmoid in the kernel
+ *   FLASHINFER_DECODE       0.7.2 "pretranspose" with float32 states; _KV: "nontranspose"; _MTP; _PREFILL: chunked
+ *   GGML                    llama.cpp of 2026-10 (0c1e5709), qwen35; LLAMA_QWEN3NEXT: qwen3next
+ *   MLX_LM, TRANSFORMERS    0.32.2, 5.24.0
  */
 /* clang-format off: a table */
 #define GDN_SYSTEMS(X)                                                                                                 \
@@ -455,15 +461,20 @@ typedef struct gdn_params {
     X(SGLANG_PACKED_DECODE, "sglang_packed_decode", VK, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-6, ZERO, -1)               \
     X(SGLANG_CPU, "sglang_cpu", KV, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-5, COMPUTE, -1)                                \
     X(VLLM, "vllm", VK, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-6, LEAVE, 0)                                               \
-    X(VLLM_RECURRENT, "vllm_recurrent", VK, GROUPED, LOG, GIVEN, SUM_PLUS_EPS, 1e-6, ZERO, -1)                         \
+    X(VLLM_RECURRENT, "vllm_recurrent", VK, GROUPED, LOG, GIVEN, SUM_PLUS_EPS, 1e-6, LEAVE, 0)                         \
     X(VLLM_CPU, "vllm_cpu", KV, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-5, COMPUTE, -1)                                    \
     X(FLA, "fla", KV, GROUPED, LOG, GIVEN, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)                                            \
     X(FLASHINFER_DECODE, "flashinfer_decode", VK, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-6, ZERO, -1)                     \
     X(FLASHINFER_DECODE_KV, "flashinfer_decode_kv", KV, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-6, ZERO, -1)               \
     X(FLASHINFER_PREFILL, "flashinfer_prefill", VK, GROUPED, DECAY, GIVEN, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)            \
-    X(GGML, "ggml", VK, TILED, LOG, GIVEN, MAX_NORM_EPS, 1e-6, COMPUTE, -1)                                            \
-    X(MLX_LM, "mlx_lm", VK, GROUPED, DECAY, GIVEN, MEAN_PLUS_EPS, 1e-6, COMPUTE, -1)                                   \
-    X(TRANSFORMERS, "transformers", KV, GROUPED, LOG, GIVEN, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)
+    X(GGML, "ggml", VK, TILED, LOG, GIVEN, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)                                            \
+    X(MLX_LM, "mlx_lm", VK, GROUPED, DECAY, GIVEN, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)                                    \
+    X(TRANSFORMERS, "transformers", KV, GROUPED, LOG, GIVEN, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)                          \
+    X(VLLM_PACKED_DECODE, "vllm_packed_decode", VK, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-6, ZERO, 0)                    \
+    X(FLASHINFER_MTP, "flashinfer_mtp", VK, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-6, LEAVE, -1)                          \
+    X(SGLANG_CPU_CHUNK, "sglang_cpu_chunk", KV, GROUPED, LOG, GIVEN, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)                  \
+    X(VLLM_CPU_CHUNK, "vllm_cpu_chunk", KV, GROUPED, LOG, GIVEN, SUM_PLUS_EPS, 1e-5, COMPUTE, -1)                      \
+    X(LLAMA_QWEN3NEXT, "llama_qwen3next", VK, GROUPED, LOG, GIVEN, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)
 /* clang-format on */
 
 typedef enum gdn_system {
@@ -1850,7 +1861,7 @@ GDNI_INLINE void gdni_transpose(const float *from, ptrdiff_t from_pitch, ptrdiff
  *     GDNI_DSET1(x)       a vector of the double x, half as many (or 1)
  *     GDNI_DMIN(x, y), GDNI_DMAX(x, y)   of such vectors; y where y is NaN
  * and, where it has something better than the generic form in [KERNEL]:
- *     GDNI_FOLD(x, sums)  sixteen partial sums of each of 2 * GDNI_VK_ROWS sums, at least four, to those sums
+ *     GDNI_FOLD(x, sums)  sixteen partial sums of each of four sums (of eight, with sixteen lanes) to those sums
  *     GDNI_TO_DOUBLES(x)  of half a vector of floats
  *     GDNI_TO_WORDS(h), GDNI_TO_HALVES(w)     uint16_t to uint32_t and back
  *     GDNI_F16_TO_F32(h), GDNI_F32_TO_F16(x)
@@ -1928,7 +1939,7 @@ GDNI_INLINE __m128 gdni_halves_avx2(__m256 x) {
 #define GDNI_TARGET avx512
 #define GDNI_LANES 16
 #define GDNI_STREAM 8
-#define GDNI_VK_ROWS 4
+#define GDNI_VK_ROWS 8
 #define GDNI_SET1(x) _mm512_set1_ps(x)
 #define GDNI_FMA(x, y, z) _mm512_fmadd_ps(x, y, z)
 #define GDNI_DSET1(x) _mm512_set1_pd(x)
@@ -2057,21 +2068,6 @@ gdn_isa gdn_isa_selected(void) {
     return (gdn_isa)isa;
 }
 
-/* What AUTO runs for a call. Zen 4, unlike Zen 5, does 512 bits in two halves, and takes 22 % longer with AVX-512 than
- * with AVX2 where it sweeps over tiles of GDN_STATE_VK. */
-static gdn_isa gdni_fastest(const gdn_params *r) {
-#if GDNI_AVX2 && GDNI_AVX512
-    const bool tiles =
-        r->compute == GDN_COMPUTE_F32 && gdni_vk_states(r) && r->seq_len > (gdni_varlen(r) ? r->num_seqs : 1);
-    if (tiles && __builtin_cpu_is("amd") && !__builtin_cpu_supports("avx512vp2intersect") &&
-        gdni_instance(GDN_ISA_AVX2) != NULL)
-        return GDN_ISA_AVX2;
-#else
-    (void)r;
-#endif
-    return gdn_isa_selected();
-}
-
 bool gdn_isa_supported(gdn_isa isa) { return isa == GDN_ISA_AUTO || gdni_instance(isa) != NULL; }
 
 /* ---- [PUBLIC] ------------------------------------------------------------------------------------------------ */
@@ -2121,7 +2117,7 @@ gdn_status gdn_run_work_items(const gdn_params *params, ptrdiff_t first, ptrdiff
     switch (r.compute) {
     case GDN_COMPUTE_F32:
     case GDN_COMPUTE_F32_CHUNKS:
-        run = gdni_instance(r.isa == GDN_ISA_AUTO ? gdni_fastest(&r) : r.isa);
+        run = gdni_instance(r.isa == GDN_ISA_AUTO ? gdn_isa_selected() : r.isa);
         if (run == NULL) return GDN_ERROR_ISA;
         run(&r, first, last, memory);
         break;
@@ -2817,8 +2813,8 @@ static void gdni_scatter_o(const gdni_run *u, ptrdiff_t t0, ptrdiff_t count, boo
 /* ---- One token of a strip: the sums A and B of the state before it, then d and o, then the update ---- */
 
 /* What a token of a strip reads and writes. Sums: A and B over kn_i * s and qn_i * s. Then d = beta * (v - factor A),
- * with beta in d before, and o = factor B + (q.k) d. Update: s = fma(k_i, d, decay_i * s). Where the state lies in a
- * pool: its rows, `pitch` bytes apart, where they go, and those that are worked on next (or NULL). */
+ * with beta in d before, and o = factor B + (q.k) d. Update: s = fma(k_i, d, decay_i * s). The state is read from rows
+ * `from`, and goes `to` rows where it is updated, their pitch in bytes; `next` (or NULL) is worked on after it. */
 #define gdni_step GDNI_NAME(step)
 typedef struct gdni_step {
     const float *kn, *qn, *k, *decay, *v;
@@ -2826,7 +2822,8 @@ typedef struct gdni_step {
     float *A, *B, *d, *o, factor, qk;
     const char *from, *next;
     char *to;
-    ptrdiff_t pitch;
+    ptrdiff_t from_pitch, to_pitch, next_pitch, next_bytes;
+    bool next_whole;
 } gdni_step;
 
 /* For the sums of token t of a block. A decay of 0 must forget a state whose sums overflow, and 0 times that is not 0:
@@ -2879,26 +2876,39 @@ GDNI_INLINE gdni_vec gdni_finish(const gdni_step *x, ptrdiff_t c) {
 /* ---- Many tokens: the state stays in tiles in first-level cache; one sweep over a tile finishes a token, updates the
  * tile for it and takes the sums of the next ---- */
 
-/* Rows first, first + step, ... of a tile of nv vectors a row: the sums of these rows, and their update. */
-#define gdni_sweep_rows GDNI_NAME(sweep_rows)
-GDNI_INLINE void gdni_sweep_rows(const gdni_step *x, float *tile, ptrdiff_t first, ptrdiff_t step, ptrdiff_t rows,
-                                 const int nv, const bool update, const bool sums, const gdni_vec *d, gdni_vec *A,
-                                 gdni_vec *B) {
+/* While one state is worked on, the memory that is worked on next is asked for, so that it never rests: all its rows,
+ * or half of them during the sums and half during the update. */
+#define gdni_ask_ahead GDNI_NAME(ask_ahead)
+GDNI_INLINE void gdni_ask_ahead(const gdni_step *x, ptrdiff_t row, ptrdiff_t rows, const bool update) {
+    const ptrdiff_t place = x->next_whole ? 2 * row : update ? rows + row : row;
+    if (x->next != NULL && place % 2 == 0) gdni_prefetch(x->next + place / 2 * x->next_pitch, x->next_bytes);
+}
+
+/* Rows of nv vectors of columns of GDN_STATE_KV, in floats. */
+#define gdni_sweep_kv GDNI_NAME(sweep_kv)
+GDNI_INLINE void gdni_sweep_kv(const gdni_step *x, ptrdiff_t rows, const int nv, const bool update, const bool sums) {
     const float *k = x->k, *decay = x->decay, *kn = x->kn, *qn = x->qn;
-    const ptrdiff_t decay_stride = x->decay_stride;
+    const ptrdiff_t decay_stride = x->decay_stride, from_pitch = x->from_pitch, to_pitch = x->to_pitch;
+    const char *from = x->from;
+    char *to = x->to;
+    gdni_vec A[4], B[4], d[4];
+    GDNI_UNROLL
+    for (int j = 0; j < nv && update; j++) d[j] = gdni_finish(x, j * GDNI_LANES);
     GDNI_UNROLL
     for (int j = 0; j < nv && sums; j++) A[j] = B[j] = gdni_set1(0.0f);
-    for (ptrdiff_t i = first; i < rows; i += step) {
-        float *row = tile + i * nv * GDNI_LANES;
+    for (ptrdiff_t i = 0; i < rows; i++) {
+        const float *row = (const float *)(const void *)(from + i * from_pitch);
+        float *new_row = (float *)(void *)(to + i * to_pitch);
         const gdni_vec k_i = gdni_set1(update ? k[i] : 0.0f);
         const gdni_vec decay_i = gdni_set1(update ? decay[i * decay_stride] : 0.0f);
         const gdni_vec kn_i = gdni_set1(sums ? kn[i] : 0.0f), qn_i = gdni_set1(sums ? qn[i] : 0.0f);
+        gdni_ask_ahead(x, i, rows, update);
         GDNI_UNROLL
         for (int j = 0; j < nv; j++) {
             gdni_vec s = gdni_load(row + j * GDNI_LANES);
             if (update) {
                 s = gdni_fma(k_i, d[j], gdni_mul(decay_i, s));
-                gdni_store(row + j * GDNI_LANES, s);
+                gdni_store(new_row + j * GDNI_LANES, s);
             }
             if (sums) {
                 A[j] = gdni_fma(kn_i, s, A[j]);
@@ -2906,47 +2916,6 @@ GDNI_INLINE void gdni_sweep_rows(const gdni_step *x, float *tile, ptrdiff_t firs
             }
         }
     }
-}
-
-/* Partial sums that wait for others to be added to: where bit l of `count` is set, level l holds the sum of 2^l of
- * them. */
-#define gdni_stack GDNI_NAME(stack)
-typedef struct gdni_stack {
-    gdni_vec A[5][4], B[5][4];
-    unsigned count;
-} gdni_stack;
-
-/* Adds to A and B what waits for them, and lets them wait: after the sixteenth they are the sums. */
-#define gdni_push GDNI_NAME(push)
-GDNI_INLINE void gdni_push(gdni_stack *x, const int nv, gdni_vec *A, gdni_vec *B) {
-    GDNI_EXACT
-    int level = 0;
-    for (; x->count >> level & 1u; level++) {
-        GDNI_UNROLL
-        for (int j = 0; j < nv; j++) A[j] = x->A[level][j] + A[j], B[j] = x->B[level][j] + B[j];
-    }
-    GDNI_UNROLL
-    for (int j = 0; j < nv; j++) x->A[level][j] = A[j], x->B[level][j] = B[j];
-    x->count++;
-}
-
-/* `sixteen`: sixteen partial sums over the rows, in the order in which they can be added up as they come. */
-#define gdni_sweep_tile GDNI_NAME(sweep_tile)
-GDNI_INLINE void gdni_sweep_tile(const gdni_step *x, float *tile, ptrdiff_t rows, const int nv, const bool update,
-                                 const bool sums, const bool sixteen) {
-    static const unsigned char order[GDNI_LANES16] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
-    gdni_vec A[4], B[4], d[4];
-    GDNI_UNROLL
-    for (int j = 0; j < nv && update; j++) d[j] = gdni_finish(x, j * GDNI_LANES);
-    if (sixteen) {
-        gdni_stack waiting;
-        waiting.count = 0;
-        for (int i = 0; i < GDNI_LANES16; i++) {
-            gdni_sweep_rows(x, tile, order[i], GDNI_LANES16, rows, nv, update, sums, d, A, B);
-            gdni_push(&waiting, nv, A, B);
-        }
-    } else
-        gdni_sweep_rows(x, tile, 0, 1, rows, nv, update, sums, d, A, B);
     GDNI_UNROLL
     for (int j = 0; j < nv && sums; j++) {
         gdni_store(x->A + j * GDNI_LANES, A[j]);
@@ -2954,32 +2923,94 @@ GDNI_INLINE void gdni_sweep_tile(const gdni_step *x, float *tile, ptrdiff_t rows
     }
 }
 
-#define gdni_sweep_width GDNI_NAME(sweep_width)
-GDNI_INLINE void gdni_sweep_width(const gdni_step *x, float *tile, ptrdiff_t rows, const int nv, bool update, bool sums,
-                                  bool sixteen) {
-    if (!sums)
-        gdni_sweep_tile(x, tile, rows, nv, true, false, false);
-    else if (update && sixteen)
-        gdni_sweep_tile(x, tile, rows, nv, true, true, true);
-    else if (update)
-        gdni_sweep_tile(x, tile, rows, nv, true, true, false);
-    else if (sixteen)
-        gdni_sweep_tile(x, tile, rows, nv, false, true, true);
-    else
-        gdni_sweep_tile(x, tile, rows, nv, false, true, false);
+/* Rows c to c + rows of GDN_STATE_VK, of kp elements each: read from x->from, written to x->to where `update` is set;
+ * the sums of what they then are. `decays`: x->decay has one for each element, not one for all. */
+#define gdni_sweep_rows GDNI_NAME(sweep_rows)
+GDNI_INLINE void gdni_sweep_rows(const gdni_step *x, const gdn_dtype dtype, ptrdiff_t kp, ptrdiff_t c, const int rows,
+                                 const bool update, const bool sums, const bool decays) {
+    enum { FOLDED = GDNI_LANES == 16 ? 8 : 4 };
+    const int num_sums = 2 * rows < FOLDED ? FOLDED : 2 * rows;
+    const ptrdiff_t size = gdni_dtype_size(dtype);
+    const float *k = x->k, *kn = x->kn, *qn = x->qn, *decay = x->decay;
+    const char *from = x->from + c * kp * size;
+    char *to = x->to + c * kp * size;
+    gdni_vec d[GDNI_VK_ROWS], part[16][gdni_parts], k_i, kn_i, qn_i, decay_i; /* A of each row, B of each row */
+    if (update && !decays) decay_i = gdni_set1(decay[0]);
+    GDNI_UNROLL
+    for (int j = 0; j < rows && update; j++) d[j] = gdni_set1(x->d[c + j]);
+    GDNI_UNROLL
+    for (int j = 0; j < num_sums && sums; j++) {
+        GDNI_UNROLL
+        for (int p = 0; p < gdni_parts; p++) part[j][p] = gdni_set1(0.0f);
+    }
+    for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES16) {
+        GDNI_UNROLL
+        for (int p = 0; p < gdni_parts; p++) {
+            const ptrdiff_t at = i + p * GDNI_LANES;
+            gdni_vec s[GDNI_VK_ROWS];
+            if (update) k_i = gdni_load(k + at);
+            if (update && decays) decay_i = gdni_load(decay + at);
+            if (sums) kn_i = gdni_load(kn + at), qn_i = gdni_load(qn + at);
+            GDNI_UNROLL
+            for (int j = 0; j < rows; j++) {
+                s[j] = gdni_load_vec(from + (j * kp + at) * size, dtype);
+                if (update) s[j] = gdni_fma(k_i, d[j], gdni_mul(decay_i, s[j]));
+                if (sums) {
+                    part[j][p] = gdni_fma(kn_i, s[j], part[j][p]);
+                    part[rows + j][p] = gdni_fma(qn_i, s[j], part[rows + j][p]);
+                }
+            }
+            GDNI_UNROLL
+            for (int j = 0; j < rows && update; j++) gdni_store_vec(to + (j * kp + at) * size, dtype, s[j]);
+        }
+    }
+    if (sums) {
+        float total[16];
+        GDNI_UNROLL
+        for (int j = 0; j < num_sums; j += FOLDED) gdni_fold(part + j, total + j);
+        memcpy(x->A + c, total, (size_t)rows * sizeof(float));
+        memcpy(x->B + c, total + rows, (size_t)rows * sizeof(float));
+    }
 }
 
-/* Vectors in a row of a strip's tile: 4, or 2. Narrower, a tile would wait for its own sums. */
+/* `rows` at a time. */
+#define gdni_sweep_vk GDNI_NAME(sweep_vk)
+GDNI_INLINE void gdni_sweep_vk(const gdni_step *x, const gdn_dtype dtype, ptrdiff_t kp, ptrdiff_t columns,
+                               const int rows, const bool update, const bool sums, const bool decays) {
+    ptrdiff_t c = 0;
+    for (; c + rows <= columns; c += rows) {
+        for (int j = 0; j < rows && x->next != NULL; j++) gdni_ask_ahead(x, c + j, columns, update);
+        gdni_sweep_rows(x, dtype, kp, c, rows, update, sums, decays);
+    }
+    for (; c < columns; c++) gdni_sweep_rows(x, dtype, kp, c, 1, update, sums, decays);
+}
+
+/* Vectors in a row of a strip's tile of GDN_STATE_KV: 4, or 2. Narrower, a tile would wait for its own sums. */
 #define gdni_tile_vectors GDNI_NAME(tile_vectors)
 GDNI_INLINE int gdni_tile_vectors(const gdni_strip *x) { return x->c1 - x->c0 > 2 * GDNI_LANES ? 4 : 2; }
 
 #define gdni_sweep GDNI_NAME(sweep)
 static void gdni_sweep(const gdni_run *u, const gdni_strip *tile, const gdni_step *x, bool update, bool sums) {
-    const bool sixteen = gdni_vk_states(u->r);
-    if (gdni_tile_vectors(tile) == 4)
-        gdni_sweep_width(x, tile->tile, u->r->head_k_dim, 4, update, sums, sixteen);
-    else
-        gdni_sweep_width(x, tile->tile, u->r->head_k_dim, 2, update, sums, sixteen);
+    const ptrdiff_t columns = tile->c1 - tile->c0, K = u->r->head_k_dim, kp = u->w->kp;
+    const bool vk = gdni_vk_states(u->r);
+    for (ptrdiff_t c = 0; c < columns && vk && update; c += GDNI_LANES) gdni_finish(x, c);
+#define GDNI_SWEEP(update, sums)                                                                                       \
+    if (vk && x->decay_stride == 0)                                                                                    \
+        gdni_sweep_vk(x, GDN_F32, kp, columns, GDNI_VK_ROWS, update, sums, false);                                     \
+    else if (vk)                                                                                                       \
+        gdni_sweep_vk(x, GDN_F32, kp, columns, GDNI_VK_ROWS, update, sums, true);                                      \
+    else if (gdni_tile_vectors(tile) == 4)                                                                             \
+        gdni_sweep_kv(x, K, 4, update, sums);                                                                          \
+    else                                                                                                               \
+        gdni_sweep_kv(x, K, 2, update, sums);
+    if (!sums) {
+        GDNI_SWEEP(true, false)
+    } else if (update) {
+        GDNI_SWEEP(true, true)
+    } else {
+        GDNI_SWEEP(false, true)
+    }
+#undef GDNI_SWEEP
 }
 
 /* Copies the columns of a tile from a state matrix (NULL: zeros), or (store) back. */
@@ -3018,34 +3049,123 @@ static void gdni_move_tile(const gdni_run *u, gdni_matrix m, const gdni_strip *x
     }
 }
 
+/* The same for a tile of GDN_STATE_VK: rows of kp elements, one for each column. */
+#define gdni_move_rows GDNI_NAME(move_rows)
+static void gdni_move_rows(const gdni_run *u, gdni_matrix m, const gdni_strip *x, bool store) {
+    const ptrdiff_t K = u->r->head_k_dim, size = gdni_dtype_size(m.dtype), kp = u->w->kp, count = x->c1 - x->c0;
+    if (m.data == NULL && !store) memset(x->tile, 0, (size_t)(count * kp) * sizeof(float));
+    for (ptrdiff_t c = 0; c < count && m.data != NULL; c++) {
+        char *row = m.data + (x->c0 + c) * K * size;
+        if (store)
+            gdni_store_row(row, m.dtype, K, x->tile + c * kp);
+        else
+            gdni_load_row(row, m.dtype, K, kp, x->tile + c * kp);
+    }
+}
+
+#define gdni_move GDNI_NAME(move)
+static void gdni_move(const gdni_run *u, gdni_matrix m, const gdni_strip *x, bool store) {
+    if (gdni_vk_states(u->r))
+        gdni_move_rows(u, m, x, store);
+    else
+        gdni_move_tile(u, m, x, store);
+}
+
+/* The rows of a tile. */
+#define gdni_place GDNI_NAME(place)
+typedef struct gdni_place {
+    char *data;
+    ptrdiff_t pitch;
+} gdni_place;
+
+#define gdni_tile_place GDNI_NAME(tile_place)
+static gdni_place gdni_tile_place(const gdni_run *u, const gdni_strip *x) {
+    const ptrdiff_t width = gdni_vk_states(u->r) ? u->w->kp : gdni_tile_vectors(x) * GDNI_LANES;
+    const gdni_place y = {(char *)x->tile, width * (ptrdiff_t)sizeof(float)};
+    return y;
+}
+
+/* Where its columns lie in a state matrix, if they can be swept there: floats, in whole vectors. */
+#define gdni_matrix_place GDNI_NAME(matrix_place)
+static gdni_place gdni_matrix_place(const gdni_run *u, gdni_matrix m, const gdni_strip *x) {
+    const ptrdiff_t K = u->r->head_k_dim, V = u->r->head_v_dim, width = gdni_tile_vectors(x) * GDNI_LANES;
+    const bool vk = gdni_vk_states(u->r), whole = vk ? K == u->w->kp : x->c1 - x->c0 == width;
+    gdni_place y = {NULL, (vk ? K : V) * (ptrdiff_t)sizeof(float)};
+    if (m.data != NULL && m.dtype == GDN_F32 && whole) y.data = m.data + x->c0 * (vk ? y.pitch : 4);
+    return y;
+}
+
+/* Where token t leaves the columns: a state that goes to one place is written there at once. */
+#define gdni_goal GDNI_NAME(goal)
+static gdni_place gdni_goal(const gdni_run *u, const gdni_strip *x, ptrdiff_t t) {
+    const gdni_matrix cache = gdni_cache_matrix(u->r, u->s.row, t, x->value_head);
+    const gdni_matrix pool = gdni_pool_matrix(u->r, gdni_step_slot(u->r, &u->s, u->n, t), x->value_head);
+    gdni_place y = {NULL, 0};
+    if (cache.data == NULL || pool.data == NULL) y = gdni_matrix_place(u, cache.data == NULL ? pool : cache, x);
+    if (y.data != NULL) return y;
+    return gdni_tile_place(u, x);
+}
+
+/* Reads a tile's columns from a state matrix: from there on the spot, or through the tile. */
+#define gdni_read_state GDNI_NAME(read_state)
+static void gdni_read_state(const gdni_run *u, gdni_matrix m, const gdni_strip *x, gdni_step *step) {
+    gdni_place from = gdni_matrix_place(u, m, x);
+    if (from.data == NULL) {
+        gdni_move(u, m, x, false);
+        from = gdni_tile_place(u, x);
+    }
+    step->from = from.data, step->from_pitch = from.pitch;
+}
+
 /* Tokens t0 to t0 + count of a tile, whose q, k, v and gates are prepared, and q, k and gates of the token after them.
- * `strip`, where it is not negative: of this one the rows of the next block are asked for. */
+ * `strip`, where it is not negative: of this one the rows of the next block are asked for. `next_state` is read after
+ * this one, or NULL. */
 #define gdni_run_tile GDNI_NAME(run_tile)
-static void gdni_run_tile(const gdni_run *u, const gdni_strip *x, ptrdiff_t t0, ptrdiff_t count, int strip) {
+static void gdni_run_tile(const gdni_run *u, const gdni_strip *x, ptrdiff_t t0, ptrdiff_t count, int strip,
+                          const char *next_state) {
     const gdn_params *r = u->r;
     const gdni_sequence *s = &u->s;
     const bool tree = r->retrieve_parent_token.data != NULL && s->row >= 0;
     const bool every_step = s->row >= 0 || r->ssm_state_indices.data != NULL;
+    const ptrdiff_t size = gdni_dtype_size(r->initial_state_source.dtype), columns = x->c1 - x->c0;
     bool update = t0 > 0 && !tree; /* A and B are those of token t: it can be finished and the tile updated */
     gdni_step step;
     memset(&step, 0, sizeof step);
-    if (t0 == 0) gdni_move_tile(u, gdni_pool_matrix(r, s->read, x->value_head), x, false);
+    step.next_pitch = (gdni_vk_states(r) ? r->head_k_dim : r->head_v_dim) * size;
+    step.next_bytes = gdni_vk_states(r) ? step.next_pitch : columns * size;
+    if (t0 == 0) {
+        gdni_read_state(u, gdni_pool_matrix(r, s->read, x->value_head), x, &step);
+    } else {
+        const gdni_place from = gdni_goal(u, x, t0 - 1);
+        step.from = from.data, step.from_pitch = from.pitch;
+    }
     for (ptrdiff_t t = 0; t < count;) {
         const int64_t parent = tree && !update ? gdni_parent(r, s, u->n, t0 + t) : -1;
         const ptrdiff_t next = update ? t + 1 : t; /* the token whose sums are taken */
         const bool sums = t0 + next < s->length && !(tree && update);
-        if (parent >= 0) gdni_move_tile(u, gdni_cache_matrix(r, s->row, parent, x->value_head), x, false);
+        const gdni_place to = gdni_goal(u, x, t0 + t);
+        if (parent >= 0) gdni_read_state(u, gdni_cache_matrix(r, s->row, parent, x->value_head), x, &step);
         gdni_aim(u, x, &step, t0, t);
         if (sums) gdni_aim_sums(u, &step, next);
         if (update) {
-            gdni_prefetch(gdni_output_row(r, s, t0 + t, x->value_head, x->c0),
-                          (x->c1 - x->c0) * gdni_dtype_size(r->o.dtype));
+            gdni_prefetch(gdni_output_row(r, s, t0 + t, x->value_head, x->c0), columns * gdni_dtype_size(r->o.dtype));
             if (strip >= 0) gdni_fetch(u, strip, t0 + count + t);
         }
+        if (every_step) { /* where the state goes next */
+            step.next = t0 + next < s->length ? gdni_goal(u, x, t0 + next).data : next_state;
+            step.next_whole = true;
+            step.next_pitch = to.pitch;
+        } else
+            step.next = t == 0 ? next_state : NULL;
+        step.to = to.data, step.to_pitch = to.pitch;
         gdni_sweep(u, x, &step, update, sums);
-        if (update && every_step) gdni_move_tile(u, gdni_cache_matrix(r, s->row, t0 + t, x->value_head), x, true);
-        if (update && (every_step || t0 + t + 1 == s->length))
-            gdni_move_tile(u, gdni_pool_matrix(r, gdni_step_slot(r, s, u->n, t0 + t), x->value_head), x, true);
+        if (update) {
+            step.from = to.data, step.from_pitch = to.pitch;
+            if (to.data == (char *)x->tile) {
+                gdni_move(u, gdni_cache_matrix(r, s->row, t0 + t, x->value_head), x, true);
+                gdni_move(u, gdni_pool_matrix(r, gdni_step_slot(r, s, u->n, t0 + t), x->value_head), x, true);
+            }
+        }
         t = next;
         update = sums;
     }
@@ -3055,6 +3175,18 @@ static void gdni_run_tile(const gdni_run *u, const gdni_strip *x, ptrdiff_t t0, 
 #define gdni_tile_width GDNI_NAME(tile_width)
 static ptrdiff_t gdni_tile_width(const gdni_workspace *w) {
     return (GDNI_TILE_KIB * 1024 / 4 / GDNI_LANES / w->kp < 4 ? 2 : 4) * GDNI_LANES;
+}
+
+/* Where a strip reads its state, from column c on, or the next run where there is no such strip; or NULL. */
+#define gdni_state_at GDNI_NAME(state_at)
+static const char *gdni_state_at(const gdni_run *u, int strip, ptrdiff_t c) {
+    gdni_matrix m;
+    if (strip == u->num_strips) u = u->next, strip = 0;
+    if (u == NULL) return NULL;
+    m = gdni_pool_matrix(u->r, u->s.read, u->strips[strip].value_head);
+    c = c > u->strips[strip].c0 ? c : u->strips[strip].c0;
+    if (m.data != NULL) m.data += c * (gdni_vk_states(u->r) ? u->r->head_k_dim : 1) * gdni_dtype_size(m.dtype);
+    return m.data;
 }
 
 #define gdni_run_block GDNI_NAME(run_block)
@@ -3070,7 +3202,12 @@ static void gdni_run_block(const gdni_run *u, ptrdiff_t t0) {
         gdni_fold_decays(u, prepared);
         for (ptrdiff_t c = x->c0; c < x->c1; c += width) {
             const gdni_strip tile = gdni_columns(x, c, gdni_min(c + width, x->c1), w);
-            gdni_run_tile(u, &tile, t0, count, c == x->c0 ? i : -1);
+            const char *next = NULL;
+            if (t0 == 0 && c + width < x->c1)
+                next = gdni_state_at(u, i, c + width);
+            else if (t0 == 0)
+                next = gdni_state_at(u, i + 1, 0);
+            gdni_run_tile(u, &tile, t0, count, c == x->c0 ? i : -1, next);
         }
     }
     gdni_scatter_o(u, t0, count, false);
@@ -3078,27 +3215,18 @@ static void gdni_run_block(const gdni_run *u, ptrdiff_t t0) {
 
 /* ---- One token: the state is read once and written once, where it lies ---- */
 
-/* While one state is worked on, the next one is asked for: half its rows during the sums, half during the update, so
- * that the memory never rests. */
-#define gdni_ask_ahead GDNI_NAME(ask_ahead)
-GDNI_INLINE void gdni_ask_ahead(const char *next, ptrdiff_t pitch, ptrdiff_t size, ptrdiff_t row, ptrdiff_t rows,
-                                const bool second_half) {
-    const ptrdiff_t place = second_half ? rows + row : row;
-    if (next != NULL && place % 2 == 0) gdni_prefetch(next + place / 2 * pitch, size);
-}
-
 /* A and B over `rows` rows of nv vectors of a GDN_STATE_KV matrix. */
 #define gdni_sums_kv GDNI_NAME(sums_kv)
 GDNI_INLINE void gdni_sums_kv(const gdni_step *x, const gdn_dtype dtype, ptrdiff_t rows, const int nv) {
-    const ptrdiff_t bytes = GDNI_LANES * gdni_dtype_size(dtype), pitch = x->pitch;
-    const char *from = x->from, *next = x->next;
+    const ptrdiff_t bytes = GDNI_LANES * gdni_dtype_size(dtype), pitch = x->from_pitch;
+    const char *from = x->from;
     const float *kn = x->kn, *qn = x->qn;
     gdni_vec A[GDNI_STREAM], B[GDNI_STREAM], s[2];
     GDNI_UNROLL
     for (int j = 0; j < nv; j++) A[j] = B[j] = gdni_set1(0.0f);
     for (ptrdiff_t i = 0; i < rows; i++) {
         const gdni_vec kn_i = gdni_set1(kn[i]), qn_i = gdni_set1(qn[i]);
-        gdni_ask_ahead(next, pitch, nv * bytes, i, rows, false);
+        gdni_ask_ahead(x, i, rows, false);
         GDNI_UNROLL
         for (int j = 0; j < nv; j += 2) {
             gdni_load_pair(from + i * pitch + j * bytes, dtype, s);
@@ -3117,8 +3245,8 @@ GDNI_INLINE void gdni_sums_kv(const gdni_step *x, const gdn_dtype dtype, ptrdiff
 
 #define gdni_update_kv GDNI_NAME(update_kv)
 GDNI_INLINE void gdni_update_kv(const gdni_step *x, const gdn_dtype dtype, ptrdiff_t rows, const int nv) {
-    const ptrdiff_t bytes = GDNI_LANES * gdni_dtype_size(dtype), pitch = x->pitch;
-    const char *from = x->from, *next = x->next;
+    const ptrdiff_t bytes = GDNI_LANES * gdni_dtype_size(dtype), pitch = x->from_pitch;
+    const char *from = x->from;
     const float *k = x->k, *decay = x->decay;
     char *to = x->to;
     gdni_vec d[GDNI_STREAM], s[GDNI_STREAM];
@@ -3126,7 +3254,7 @@ GDNI_INLINE void gdni_update_kv(const gdni_step *x, const gdn_dtype dtype, ptrdi
     for (int j = 0; j < nv; j += 2) gdni_deal(x->d + j * GDNI_LANES, dtype, &d[j]);
     for (ptrdiff_t i = 0; i < rows; i++) {
         const gdni_vec k_i = gdni_set1(k[i]), decay_i = gdni_set1(decay[i]);
-        gdni_ask_ahead(next, pitch, nv * bytes, i, rows, true);
+        gdni_ask_ahead(x, i, rows, true);
         GDNI_UNROLL
         for (int j = 0; j < nv; j += 2) {
             gdni_load_pair(from + i * pitch + j * bytes, dtype, &s[j]);
@@ -3138,98 +3266,27 @@ GDNI_INLINE void gdni_update_kv(const gdni_step *x, const gdn_dtype dtype, ptrdi
     }
 }
 
-/* A and B over `columns` rows of K = kp elements of a GDN_STATE_VK matrix. */
-#define gdni_sums_vk GDNI_NAME(sums_vk)
-GDNI_INLINE void gdni_sums_vk(const gdni_step *x, const gdn_dtype dtype, ptrdiff_t kp, ptrdiff_t columns) {
-    enum { SUMS = GDNI_VK_ROWS == 4 ? 8 : 4 };
-    const ptrdiff_t size = gdni_dtype_size(dtype);
-    const char *from = x->from, *next = x->next;
-    const float *kn = x->kn, *qn = x->qn;
-    for (ptrdiff_t c = 0; c < columns; c += GDNI_VK_ROWS) {
-        gdni_vec part[SUMS][gdni_parts]; /* A of each row, B of each row */
-        float sums[SUMS];
-        const char *row[GDNI_VK_ROWS];
-        GDNI_UNROLL
-        for (int j = 0; j < GDNI_VK_ROWS; j++) {
-            row[j] = from + gdni_min(c + j, columns - 1) * kp * size;
-            gdni_ask_ahead(next, kp * size, kp * size, c + j, columns, false);
-        }
-        GDNI_UNROLL
-        for (int j = 0; j < SUMS; j++) {
-            GDNI_UNROLL
-            for (int p = 0; p < gdni_parts; p++) part[j][p] = gdni_set1(0.0f);
-        }
-        for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES16) {
-            GDNI_UNROLL
-            for (int p = 0; p < gdni_parts; p++) {
-                const ptrdiff_t at = i + p * GDNI_LANES;
-                const gdni_vec k = gdni_load(kn + at), q = gdni_load(qn + at);
-                GDNI_UNROLL
-                for (int j = 0; j < GDNI_VK_ROWS; j++) {
-                    const gdni_vec s = gdni_load_vec(row[j] + at * size, dtype);
-                    part[j][p] = gdni_fma(k, s, part[j][p]);
-                    part[GDNI_VK_ROWS + j][p] = gdni_fma(q, s, part[GDNI_VK_ROWS + j][p]);
-                }
-            }
-        }
-        gdni_fold(part, sums);
-        memcpy(x->A + c, sums, GDNI_VK_ROWS * sizeof(float));
-        memcpy(x->B + c, sums + GDNI_VK_ROWS, GDNI_VK_ROWS * sizeof(float));
-    }
-}
-
-/* `count` rows of K = kp elements of a GDN_STATE_VK matrix, from row c on. */
-#define gdni_update_rows GDNI_NAME(update_rows)
-GDNI_INLINE void gdni_update_rows(const gdni_step *x, const gdn_dtype dtype, ptrdiff_t kp, ptrdiff_t c,
-                                  const int count) {
-    const ptrdiff_t size = gdni_dtype_size(dtype);
-    const char *from = x->from + c * kp * size;
-    const float *k = x->k, *decay = x->decay;
-    char *to = x->to + c * kp * size;
-    gdni_vec d[GDNI_VK_ROWS], s[GDNI_VK_ROWS];
-    GDNI_UNROLL
-    for (int j = 0; j < count; j++) d[j] = gdni_set1(x->d[c + j]);
-    for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES) {
-        const gdni_vec k_i = gdni_load(k + i), decay_i = gdni_load(decay + i);
-        GDNI_UNROLL
-        for (int j = 0; j < count; j++)
-            s[j] = gdni_fma(k_i, d[j], gdni_mul(decay_i, gdni_load_vec(from + (j * kp + i) * size, dtype)));
-        GDNI_UNROLL
-        for (int j = 0; j < count; j++) gdni_store_vec(to + (j * kp + i) * size, dtype, s[j]);
-    }
-}
-
-#define gdni_update_vk GDNI_NAME(update_vk)
-GDNI_INLINE void gdni_update_vk(const gdni_step *x, const gdn_dtype dtype, ptrdiff_t kp, ptrdiff_t columns) {
-    const ptrdiff_t bytes = kp * gdni_dtype_size(dtype), whole = columns / GDNI_VK_ROWS * GDNI_VK_ROWS;
-    for (ptrdiff_t c = 0; c < columns; c++) {
-        gdni_ask_ahead(x->next, bytes, bytes, c, columns, true);
-        if (c >= whole)
-            gdni_update_rows(x, dtype, kp, c, 1);
-        else if (c % GDNI_VK_ROWS == 0)
-            gdni_update_rows(x, dtype, kp, c, GDNI_VK_ROWS);
-    }
-}
-
 /* Some columns of a strip, for one dtype: nv vectors of them, or (0) rows of a GDN_STATE_VK matrix. */
 #define gdni_stream_columns GDNI_NAME(stream_columns)
 GDNI_INLINE void gdni_stream_columns(const gdni_run *u, const gdni_strip *x, const gdni_step *step,
                                      const gdn_dtype dtype, const int nv) {
+    enum { rows = GDNI_VK_ROWS > 4 ? 4 : GDNI_VK_ROWS }; /* more, and the memory is asked for in bursts */
     if (nv == 0)
-        gdni_sums_vk(step, dtype, u->r->head_k_dim, x->c1 - x->c0);
+        gdni_sweep_vk(step, dtype, u->r->head_k_dim, x->c1 - x->c0, rows, false, true, true);
     else
         gdni_sums_kv(step, dtype, u->r->head_k_dim, nv);
     for (ptrdiff_t c = 0; c < x->c1 - x->c0; c += GDNI_LANES) gdni_finish(step, c);
     if (step->to == NULL) return;
     if (nv == 0)
-        gdni_update_vk(step, dtype, u->r->head_k_dim, x->c1 - x->c0);
+        gdni_sweep_vk(step, dtype, u->r->head_k_dim, x->c1 - x->c0, rows, true, false, true);
     else
         gdni_update_kv(step, dtype, u->r->head_k_dim, nv);
 }
 
-/* A strip of a sequence of one token; `next` is the state that is streamed after it, or NULL. */
+/* Strip i of a sequence of one token. */
 #define gdni_stream GDNI_NAME(stream)
-static void gdni_stream(const gdni_run *u, const gdni_strip *strip, const char *next) {
+static void gdni_stream(const gdni_run *u, int i) {
+    const gdni_strip *strip = &u->strips[i];
     const gdn_params *r = u->r;
     const gdni_workspace *w = u->w;
     const bool vk = gdni_vk_states(r);
@@ -3239,8 +3296,8 @@ static void gdni_stream(const gdni_run *u, const gdni_strip *strip, const char *
     gdni_step step;
     memset(&step, 0, sizeof step);
     gdni_aim_sums(u, &step, 0);
-    step.pitch = (vk ? r->head_k_dim : r->head_v_dim) * size;
-    for (ptrdiff_t i = 0; i < w->kp && !r->is_kda; i += GDNI_LANES) gdni_store(w->decay + i, gdni_set1(w->gate[0]));
+    step.from_pitch = step.to_pitch = step.next_pitch = (vk ? r->head_k_dim : r->head_v_dim) * size;
+    for (ptrdiff_t j = 0; j < w->kp && !r->is_kda; j += GDNI_LANES) gdni_store(w->decay + j, gdni_set1(w->gate[0]));
     for (ptrdiff_t c = strip->c0, end; c < strip->c1; c = end) {
         gdni_strip x;
         if (vk)
@@ -3252,10 +3309,8 @@ static void gdni_stream(const gdni_run *u, const gdni_strip *strip, const char *
         step.decay = w->decay;
         step.from = from.data + c * column;
         step.to = to.data == NULL ? NULL : to.data + c * column;
-        if (end < strip->c1)
-            step.next = from.data + end * column;
-        else
-            step.next = next == NULL ? NULL : next + strip->c0 * column;
+        step.next = end < strip->c1 ? gdni_state_at(u, i, end) : gdni_state_at(u, i + 1, 0);
+        step.next_bytes = vk ? column : (end - c) * size;
 #define GDNI_STREAM_COLUMNS(type)                                                                                      \
     if (vk)                                                                                                            \
         gdni_stream_columns(u, &x, &step, type, 0);                                                                    \
@@ -3281,14 +3336,10 @@ static void gdni_run_decode(const gdni_run *u) {
     gdni_prepare_qk(u, 0, 1);
     gdni_gather_v(u, 0, 1, false);
     for (int i = 0; i < u->num_strips; i++) {
-        const gdni_run *after = i + 1 < u->num_strips ? u : u->next;
-        const char *next = NULL;
-        if (after != NULL)
-            next = gdni_pool_matrix(u->r, after->s.read, after->strips[after == u ? i + 1 : 0].value_head).data;
         gdni_prepare_gates(u, u->strips[i].value_head, 0, 1);
         gdni_fold_decays(u, 1);
         gdni_fetch(u, i, 1);
-        gdni_stream(u, &u->strips[i], next);
+        gdni_stream(u, i);
     }
     gdni_scatter_o(u, 0, 1, false);
 }
