@@ -137,7 +137,7 @@ def gated_delta_rule_mtp(
         POOL, q=q, k=k, v=v, A_log=A_log, a=a, dt_bias=dt_bias, b=b, scale=scale, o=output,
         use_qk_l2norm_in_kernel=use_qk_l2norm, initial_state_source=initial_state, **slots,
         intermediate_states_buffer=intermediate_states_buffer, disable_state_update=disable_state_update,
-        preset="flashinfer_decode", padding="leave", compute=compute, num_threads=num_threads,
+        preset="flashinfer_mtp", compute=compute, num_threads=num_threads,
     )  # fmt: skip
     return o, initial_state
 

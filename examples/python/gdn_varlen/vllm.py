@@ -96,7 +96,7 @@ def fused_recurrent_gated_delta_rule(
     return _on_pool(
         NAMES, initial_state, inplace_final_state, ssm_state_indices, q=q, k=k, v=v, a=g, b=beta, scale=scale,
         cu_seqlens=cu_seqlens, num_accepted_tokens=num_accepted_tokens, use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel,
-        preset="vllm", gate_input="log", beta_input="given", compute=compute, num_threads=num_threads,
+        preset="vllm_recurrent", compute=compute, num_threads=num_threads,
     )  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def fused_recurrent_gated_delta_rule_packed_decode(
     """(out, initial_state). Padding gives rows of zeros; beta is not rounded."""
     return packed_decode(
         RAW, mixed_qkv, a, b, A_log, dt_bias, scale, initial_state, out, ssm_state_indices, use_qk_l2norm_in_kernel,
-        preset="vllm", padding="zero", compute=compute, num_threads=num_threads,
+        preset="vllm_packed_decode", compute=compute, num_threads=num_threads,
     )  # fmt: skip
 
 
@@ -258,7 +258,7 @@ def chunk_gated_delta_rule_cpu(
     o = operator(
         CPU_CHUNK, q=query, k=key, v=value, a=g, b=beta, initial_state_source=initial_state,
         initial_state_indices=initial_state_indices, cu_seqlens=cu_seqlens, l2norm_eps=eps,
-        use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel, preset="vllm_cpu", gate_input="log", beta_input="given",
+        use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel, preset="vllm_cpu_chunk",
         compute=compute, num_threads=num_threads,
     )  # fmt: skip
     return o, initial_state

@@ -25,7 +25,7 @@ FAULTS = {
     "state rounded": "rounded to bfloat16 after every token",
     "no initial state": "initial states ignored",
     "no final state": "final states not stored",
-    "zero padding": "preset 'sglang_packed_decode'|preset 'flashinfer_decode'|preset 'vllm'|padding 'zero'",
+    "zero padding": "packed_decode'|preset 'flashinfer_|preset 'vllm'|padding 'zero'",
 }
 
 

@@ -304,7 +304,7 @@ def test_presets():
     a = -np.abs(inputs()["a"])
     ggml, _ = call(preset="ggml", a=a, l2norm_eps=0.5)
     options = dict(state_layout="vk", head_map="tiled", gate_input="log", beta_input="given")
-    assert same(ggml, call(preset=None, **options, a=a, l2norm_form="max_norm_eps", l2norm_eps=0.5)[0])
+    assert same(ggml, call(preset=None, **options, a=a, l2norm_form="sum_plus_eps", l2norm_eps=0.5)[0])
     assert not same(ggml, call(preset="ggml", a=a, l2norm_eps=0.5, head_map="grouped")[0])
     pool = inputs()["initial_state_source"].swapaxes(-1, -2).copy()
     kv, state = call(preset="sglang_kv", initial_state_source=pool)
