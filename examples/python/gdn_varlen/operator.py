@@ -200,8 +200,8 @@ def fused_sigmoid_gating_delta_rule_update(
     that have DLPack or the buffer protocol. initial_state_source [slots,HV,V,K] is updated in place. `o` is new, of q's
     kind (numpy's for other libraries) and dtype, and v's shape; rows that no sequence owns are 0. cu_seqlens packs
     sequences one behind another: q, k, v may then be [tokens, ...] too. In the other inputs and in the pool, axes that
-    lie side by side may be one: a [tokens, HV], dt_bias [HV * K]. A scale of 0 is the default, K^-0.5; without dt_bias the
-    bias is 0, without `a` there is no decay (not with raw gates), and with lower_bound A_log may be missing: 0.
+    lie side by side may be one: a [tokens, HV], dt_bias [HV * K]. A scale of 0 is the default, K^-0.5; without dt_bias
+    the bias is 0, without `a` there is no decay (not with raw gates), and with lower_bound A_log may be missing: 0.
     ssm_state_indices [N] is one slot for each sequence, read and written.
 
     The others are the fields of gdn_params, described in gdn_varlen.h, by the lower-case names of their values:
