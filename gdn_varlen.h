@@ -381,8 +381,8 @@ typedef struct gdn_params {
     gdn_indices cu_seqlens;
 
     /* Inputs, in any mix of dtypes. Required: q, k, v; with GDN_GATE_RAW also a and, but under a lower bound, A_log. */
-    gdn_tensor A_log;   /* [HV]; only head_stride may be set; absent, under a lower bound: exp(A_log) = 1 */
-    gdn_tensor a;       /* [B,T,HV]; is_kda: [B,T,HV,K]; absent, with A_log and dt_bias: no decay */
+    gdn_tensor A_log;   /* [HV]; only head_stride may be set; absent, under a lower bound: 0 */
+    gdn_tensor a;       /* [B,T,HV]; is_kda: [B,T,HV,K]; absent, and A_log and dt_bias with it: no decay */
     gdn_tensor dt_bias; /* [HV]; is_kda: [HV,K]; only head_stride may be set; absent: 0 */
     gdn_tensor q, k;    /* [B,T,H,K] */
     gdn_tensor v;       /* [B,T,HV,V] */
@@ -1160,7 +1160,9 @@ static gdn_status gdni_check_options(const gdn_params *r, gdn_error *error) {
     GDNI_REFUSE(VALUE, "lower_bound", r->has_lower_bound && !(r->lower_bound <= 0 && r->lower_bound >= -DBL_MAX));
 
     GDNI_REFUSE(COMBINATION, "has_lower_bound", r->has_lower_bound && r->a.data != NULL && !gdni_raw_gates(r));
-    GDNI_REFUSE(NULL, "a", r->a.data == NULL && r->seq_len > 0 && (r->A_log.data != NULL || r->dt_bias.data != NULL));
+    GDNI_REFUSE(NULL, "a",
+                r->a.data == NULL && r->seq_len > 0 && r->gate_input == GDN_GATE_RAW &&
+                    (r->A_log.data != NULL || r->dt_bias.data != NULL));
     GDNI_REFUSE(COMBINATION, "beta_per_column", r->beta_per_column && r->b.data == NULL);
     GDNI_REFUSE(COMBINATION, "homogeneous",
                 r->homogeneous && (r->v.data != NULL || r->o.data != NULL || r->beta_per_column));
@@ -2777,8 +2779,8 @@ static double gdni_exp_A_log(const gdn_params *r, ptrdiff_t hv) {
     const float A_log =
         r->A_log.data == NULL ? 0.0f : gdni_get_f32(r->A_log.data, r->A_log.dtype, hv * r->A_log.head_stride);
     const gdni_dvec A = gdni_exp(gdni_dset1((double)A_log));
-    double first = 1;
-    if (r->A_log.data != NULL) memcpy(&first, &A, sizeof first);
+    double first;
+    memcpy(&first, &A, sizeof first);
     return first;
 }
 

@@ -42,6 +42,7 @@ emulated        long  6 min    the tests on aarch64, under emulation
 orders          long  2 min    what the order of operations costs, 1000 draws a case
 torch           long  5 min    the Python module with PyTorch and transformers from PyPI, 5 GB
 ggml            long  4 min    beside ggml, whose source comes from PyPI
+peers           long  20 min   tests and references of the peers on the Python modules, with PyTorch from PyPI, 6 GB
 '
 # What `targets_quick` must find: tools that .ci/run installs.
 quick_targets='^(aarch64|s390x|riscv64|x86_64-w64|gcc|g\+\+)'
@@ -192,6 +193,7 @@ section_torch() {
     GDN_VARLEN_CACHE=$venv OMP_NUM_THREADS=1 "$venv/bin/python" examples/python/tests/run.py
     GDN_VARLEN_CACHE=$venv OMP_NUM_THREADS=$jobs "$venv/bin/python" examples/python/qwen3_next.py
 }
+section_peers() { tests/peers/run.py --build "$out/peers"; }
 section_ggml() {
     BUILD_DIR=$out/ggml tests/bench/ggml.sh
     cmake --build "$out/ggml" --target ggml_custom_op --parallel "$jobs"

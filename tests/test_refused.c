@@ -251,6 +251,7 @@ static void required_pointers(void **state) {
     ACCEPTED(fixed_length, p.b.data = NULL);
     ACCEPTED(fixed_length, p.dt_bias.data = NULL);
     ACCEPTED(fixed_length, p.a.data = p.A_log.data = p.dt_bias.data = NULL);
+    ACCEPTED(fixed_length, (p.gate_input = GDN_GATE_LOG, p.a.data = NULL));
     ACCEPTED(fixed_length, (p.has_lower_bound = true, p.lower_bound = -5, p.A_log.data = NULL));
     ACCEPTED(fixed_length, (p.has_lower_bound = true, p.lower_bound = -5, p.A_log.data = p.dt_bias.data = NULL));
     ACCEPTED(fixed_length, (p.gate_input = GDN_GATE_LOG, p.A_log.data = p.dt_bias.data = NULL));

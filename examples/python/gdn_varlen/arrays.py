@@ -1,5 +1,10 @@
-"""numpy arrays and CPU torch tensors as the memory they are: address, dtype, shape and strides in elements."""
+"""Arrays as the memory they are: address, dtype, shape and strides in elements.
 
+numpy arrays and CPU torch tensors are read and written; those of other libraries are read, through DLPack or the buffer
+protocol.
+"""
+
+import ctypes
 import functools
 import sys
 
@@ -16,12 +21,95 @@ def is_torch(x):
     return torch is not None and isinstance(x, torch.Tensor)
 
 
+def known(x):
+    """`x` as numpy's or torch's, without a copy."""
+    if isinstance(x, np.ndarray) or is_torch(x):
+        return x
+    if hasattr(x, "__dlpack__") and x.__dlpack_device__()[0] == 1:
+        return np.asarray(_DLPack(x))
+    try:
+        x = np.asarray(memoryview(x))
+    except (TypeError, ValueError):
+        raise ValueError(f"an array in the CPU's memory is needed, and this is a {type(x).__name__}") from None
+    x.flags.writeable = False
+    return x
+
+
+class _DLPack:
+    """What numpy needs to look at the memory of another library's array, bfloat16 as uint16. It stays read-only: such
+    arrays are values to their libraries."""
+
+    class Tensor(ctypes.Structure):
+        _fields_ = [
+            ("data", ctypes.c_void_p),
+            ("device", ctypes.c_int32 * 2),
+            ("ndim", ctypes.c_int32),
+            ("code", ctypes.c_uint8),
+            ("bits", ctypes.c_uint8),
+            ("lanes", ctypes.c_uint16),
+            ("shape", ctypes.POINTER(ctypes.c_int64)),
+            ("strides", ctypes.POINTER(ctypes.c_int64)),
+            ("byte_offset", ctypes.c_uint64),
+        ]
+
+    KINDS = {0: "i", 1: "u", 2: "f", 4: "u", 6: "b"}  # 4: bfloat16
+
+    def __init__(self, x):
+        self.capsule = x.__dlpack__()  # frees the tensor when nobody holds it any more
+        pointer = ctypes.pythonapi.PyCapsule_GetPointer
+        pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+        tensor = self.Tensor.from_address(pointer(self.capsule, b"dltensor"))
+        if tensor.code not in self.KINDS or tensor.lanes != 1:
+            raise ValueError(f"its elements have DLPack's code {tensor.code}, {tensor.bits} bits, {tensor.lanes} lanes")
+        item = tensor.bits // 8
+        self.__array_interface__ = {
+            "version": 3,
+            "data": ((tensor.data or _SOMEWHERE.ctypes.data) + tensor.byte_offset, True),
+            "shape": tuple(tensor.shape[: tensor.ndim]),
+            "strides": tuple(item * n for n in tensor.strides[: tensor.ndim]) if tensor.strides else None,
+            "typestr": f"{'<' if sys.byteorder == 'little' else '>'}{self.KINDS[tensor.code]}{item}",
+        }
+
+
+def new(x, shape, dtype):
+    """An array of zeros of x's kind; of numpy's where `x` is another library's. `dtype` by its name."""
+    if is_torch(x):
+        return sys.modules["torch"].zeros(shape, dtype=getattr(sys.modules["torch"], dtype))
+    if isinstance(x, np.ndarray) and dtype == dtype_name(x):
+        return np.zeros(shape, x.dtype.newbyteorder("="))
+    return np.zeros(shape, "uint16" if dtype == "bfloat16" else dtype)
+
+
+def filled(to, x):
+    """`to` with the values of `x`, converted; uint16 stands for bfloat16."""
+    if is_torch(to):
+        to.copy_(x if is_torch(x) else sys.modules["torch"].from_numpy(_floats(x)))
+    elif to.dtype == np.uint16 and dtype_name(x) not in ("uint16", "bfloat16"):
+        raise ValueError(f"{dtype_name(x)} is not rounded to the bits of bfloat16 here")
+    elif to.dtype == np.uint16:
+        to[...] = x.view(np.uint16)
+    else:
+        to[...] = _floats(x)
+    return to
+
+
+def repeated(x, size, axis):
+    """`x` with each of its elements along `axis` several times, side by side, to `size` in all."""
+    times = size // x.shape[axis]
+    return x.repeat_interleave(times, axis) if is_torch(x) else np.repeat(x, times, axis)
+
+
+def _floats(x):
+    x = np.asarray(x)
+    return (x.astype(np.uint32) << 16).view(np.float32) if x.dtype == np.uint16 else x
+
+
 def contiguous(x):
     return x.contiguous() if is_torch(x) else np.array(x, x.dtype.newbyteorder("="), order="C")
 
 
 def dtype_name(x):
-    """"float32", "bfloat16", ... of either kind of array."""
+    """ "float32", "bfloat16", ... of either kind of array."""
     return _name(x.dtype)
 
 
@@ -37,6 +125,8 @@ class View:
         if is_torch(x):
             if x.device.type != "cpu" or x.layout != sys.modules["torch"].strided:
                 raise ValueError(f"a dense CPU tensor is needed, and this one is {x.layout} on {x.device}")
+            if x.requires_grad and sys.modules["torch"].is_grad_enabled():
+                raise ValueError("it requires gradients, and none are computed: detach it, or use torch.no_grad()")
             self.address, strides, self.writable, self.aligned = x.data_ptr(), x.stride(), True, True
             self.contiguous = x.is_contiguous()
         else:
@@ -81,8 +171,7 @@ def writable(x, inner):
 
 def integers(x):
     """An index array: int32 and int64 where they lie, anything else that holds integers converted."""
-    if not is_torch(x):
-        x = np.asarray(x)
+    x = np.asarray(x) if isinstance(x, (list, tuple, range)) else known(x)
     if dtype_name(x) not in INTEGERS:
         values = np.asarray(x)
         if values.size and values.dtype.kind not in "iu":

@@ -1,5 +1,6 @@
 """The operator, with the signature of SGLang's Triton wrapper."""
 
+import math
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,7 @@ from ctypes import byref
 import numpy as np
 
 from . import library
-from .arrays import FLOATS, INTEGERS, View, dtype_name, integers, is_torch, readable, writable
+from .arrays import FLOATS, INTEGERS, View, dtype_name, integers, known, new, readable, writable
 from .library import ENUMERATIONS, LIB, SYSTEMS
 
 TINY = 1e-300  # the library's zero of a number whose 0 is "default"
@@ -50,11 +51,14 @@ class _Call:
             raise GdnError("must not be 0", argument, status="GDN_ERROR_VALUE")
         setattr(self.params, argument, value if value != 0 else TINY)
 
-    def _view(self, argument, make, *arguments):
+    def attempt(self, argument, make, *arguments):
         try:
-            view = make(*arguments)
+            return make(*arguments)
         except ValueError as error:
             raise GdnError(str(error), argument, status="GDN_ERROR_STRIDE") from None
+
+    def _view(self, argument, make, *arguments):
+        view = self.attempt(argument, make, *arguments)
         self.views.append(view)
         return view
 
@@ -63,24 +67,33 @@ class _Call:
             raise GdnError(f"{view.dtype} is none of {', '.join(kinds)}", argument, status="GDN_ERROR_ENUM")
         return ENUMERATIONS[enumeration][1].index(kinds[view.dtype])
 
-    def _shape(self, argument, x, *shapes):
-        if tuple(x.shape) not in shapes:
-            wanted = " or ".join(str(list(shape)) for shape in dict.fromkeys(shapes))
-            raise GdnError(f"its shape is {list(x.shape)}, and {wanted} is needed", argument)
+    def array(self, argument, x):
+        return None if x is None else self.attempt(argument, known, x)
 
-    def tensor(self, argument, x, shape, *other_shapes):
-        """An input of `shape` [batch, token, head, inner], or one of the others, which hold the same in order."""
+    def tensor(self, argument, x, shape):
+        """An input of `shape` [batch, token, head, inner]; adjacent axes may be merged."""
         if x is None:
             return
-        self._shape(argument, x, shape, *other_shapes)
+        if not _merged(x.shape, shape):
+            raise GdnError(f"its shape is {list(x.shape)}, and {_text(shape)} is needed", argument)
         view = self._view(argument, readable, x.reshape(shape))
         dtype = self._dtype(argument, view, FLOATS, "dtype")
         setattr(self.params, argument, library.Tensor(view.address, dtype, *view.strides[:3]))
 
-    def output(self, x, shape):
-        self._shape("o", x, shape)
-        view = self._view("o", writable, x, 1)
+    def output(self, x, shape, v_shape):
+        if tuple(x.shape) not in (shape, v_shape):
+            raise GdnError(f"its shape is {list(x.shape)}, and {list(v_shape)} is needed", "o")
+        view = self._view("o", writable, self._in_place("o", x, shape), 1)
         self.params.o = library.Tensor(view.address, self._dtype("o", view, FLOATS, "dtype"), *view.strides[:3])
+
+    def _in_place(self, argument, x, shape):
+        """What is written, with its axes as the library has them."""
+        if tuple(x.shape) == shape:
+            return x
+        y = x.reshape(shape)
+        if self._view(argument, View, x).address != self._view(argument, View, y).address:
+            raise GdnError("axes that are one must lie side by side: a copy would be written", argument)
+        return y
 
     def states(self, argument, x, sizes, written):
         """A pool or a cache: [*outer sizes, HV, matrix], the matrix in the layout that is set."""
@@ -90,6 +103,9 @@ class _Call:
             raise GdnError("is not set, and a wrong one is silently wrong", "state_layout", status="GDN_ERROR_ENUM")
         layout = ENUMERATIONS["state_layout"][1][self.params.state_layout]
         heads, rows, columns = sizes if layout != "vk" else (sizes[0], sizes[2], sizes[1])
+        whole = (math.prod(x.shape) // max(1, heads * rows * columns), heads, rows, columns)
+        if argument == "initial_state_source" and len(x.shape) < 4 and _merged(x.shape, whole):
+            x = self._in_place(argument, x, whole)
         outer = tuple(x.shape[:-3])
         is_pool = argument != "intermediate_states_buffer"
         if len(outer) != (1 if is_pool else 2) or x.shape[-3:] != (heads, rows, columns):
@@ -115,6 +131,26 @@ class _Call:
         dtype = self._dtype(argument, view, INTEGERS, "index_dtype")
         width = view.shape[1] if columns else 1
         setattr(self.params, argument, library.Indices(view.address, dtype, width, view.strides[0]))
+
+
+def _merged(shape, wanted):
+    """Whether `shape` is `wanted` with adjacent axes merged; axes of one element do not count."""
+    rest = [size for size in wanted if size != 1]
+    for size in shape:
+        product = 1
+        while product != size and rest:
+            product *= rest.pop(0)
+        if product != size:
+            return False
+    return not rest
+
+
+def _text(shape):
+    """[2, 3, 4, 1] as what one would write."""
+    sizes = list(shape)
+    while len(sizes) > 1 and sizes[-1] == 1:
+        sizes.pop()
+    return str(sizes)
 
 
 def fused_sigmoid_gating_delta_rule_update(
@@ -162,11 +198,13 @@ def fused_sigmoid_gating_delta_rule_update(
     """The Gated DeltaNet recurrence over q, k [B,T,H,K] and v [B,T,HV,V]; returns o [B,T,HV,V].
 
     The arguments to retrieve_parent_token are the Triton wrapper's: numpy arrays or CPU torch tensors, used where they
-    lie (float32, bfloat16, float16; an uint16 array is the bits of bfloat16). initial_state_source
-    [slots,HV,V,K] is updated in place. `o` is new, of q's kind and dtype; rows that no sequence owns are 0.
-    cu_seqlens packs sequences into a batch of 1, where a and b may be [tokens, ...] too.
-
-    dt_bias, A_log under a lower bound, or a, A_log and dt_bias together (no decay) may be None.
+    lie (float32, bfloat16, float16; an uint16 array is the bits of bfloat16), and to read, arrays of other libraries
+    that have DLPack or the buffer protocol. initial_state_source [slots,HV,V,K] is updated in place. `o` is new, of q's
+    kind (numpy's for other libraries) and dtype, and v's shape; rows that no sequence owns are 0. cu_seqlens packs
+    sequences one behind another: q, k, v may then be [tokens, ...] too. In the other inputs and in the pool, axes that
+    lie side by side may be one: a [tokens, HV], dt_bias [HV * K]. A scale of 0 is the default, K^-0.5; without dt_bias
+    the bias is 0, without a, A_log and dt_bias there is no decay, and with lower_bound A_log may be missing: rate 1.
+    ssm_state_indices [N] is one slot for each sequence, read and written.
 
     The others are the fields of gdn_params, described in gdn_varlen.h, by the lower-case names of their values:
 
@@ -198,7 +236,7 @@ def fused_sigmoid_gating_delta_rule_update(
     call.number("l2norm_eps", l2norm_eps, positive=False)
     call.number("softplus_beta", softplus_beta, positive=True)
     call.number("softplus_threshold", softplus_threshold, positive=False)
-    call.number("scale", scale, positive=True)
+    call.number("scale", scale or None, positive=True)  # 0 is None to FlashInfer too
     if null_slot is not None:
         params.has_null_slot, params.null_slot = null_slot >= 0, null_slot
     params.has_lower_bound, params.lower_bound = lower_bound is not None, lower_bound or 0
@@ -207,29 +245,42 @@ def fused_sigmoid_gating_delta_rule_update(
     params.disable_state_update = bool(disable_state_update)
     params.allow_neg_eigval = bool(allow_neg_eigval)
 
+    A_log, a, dt_bias, b = (call.array(*x) for x in (("A_log", A_log), ("a", a), ("dt_bias", dt_bias), ("b", b)))
+    q, k, v, o = (call.array(*x) for x in (("q", q), ("k", k), ("v", v), ("o", o)))
+    initial_state_source = call.array("initial_state_source", initial_state_source)
+    intermediate_states_buffer = call.array("intermediate_states_buffer", intermediate_states_buffer)
+
+    packed = cu_seqlens is not None
+    if packed and v is not None:
+        v_shape = tuple(v.shape)
+        q, k, v = (_packed(x, len(x.shape) - 2) if x is not None and len(x.shape) in (3, 4) else x for x in (q, k, v))
+        a, b = (_packed(x, 2) if x is not None and x.shape[:2] == v_shape[:-2] else x for x in (a, b))
     for argument, x in (("q", q), ("v", v)):
         if x is None or len(x.shape) != 4:
             raise GdnError("[batch, token, head, inner] is needed", argument)
     B, T, H, K = q.shape
     HV, V = v.shape[2:]
-    N = B if cu_seqlens is None else len(cu_seqlens) - 1
+    shape = (B, T, HV, V)
+    if not packed:
+        v_shape = shape
+    N = len(cu_seqlens) - 1 if packed else B
     params.batch_size, params.seq_len, params.num_seqs = B, T, N
     params.num_key_heads, params.num_value_heads, params.head_k_dim, params.head_v_dim = H, HV, K, V
     gates = K if is_kda else 1
-    params.beta_per_column = b is not None and len(b.shape) == 4
+    params.beta_per_column = b is not None and V > 1 and _merged(b.shape, shape) and not _merged(b.shape, (B, T, HV))
+    if ssm_state_indices is not None and num_accepted_tokens is None and initial_state_indices is None:
+        slots = call.attempt("ssm_state_indices", integers, ssm_state_indices)
+        if len(slots.shape) == 1:  # one for each sequence
+            initial_state_indices, ssm_state_indices = slots, None
 
     call.indices("cu_seqlens", cu_seqlens, N + 1)
     call.tensor("q", q, (B, T, H, K))
     call.tensor("k", k, (B, T, H, K))
-    call.tensor("v", v, (B, T, HV, V))
-    rows = [(B, T, HV * gates), (B * T, HV, gates), (B * T, HV * gates)]
-    call.tensor("a", a, (B, T, HV, gates), *rows)
-    call.tensor("A_log", A_log, (1, 1, HV, 1), (HV,))
-    call.tensor("dt_bias", dt_bias, (1, 1, HV, gates), (HV, gates), (HV * gates,))
-    if params.beta_per_column:
-        call.tensor("b", b, (B, T, HV, V))
-    else:
-        call.tensor("b", b, (B, T, HV, 1), (B, T, HV), (B * T, HV))
+    call.tensor("v", v, shape)
+    call.tensor("a", a, (B, T, HV, gates))
+    call.tensor("A_log", A_log, (1, 1, HV, 1))
+    call.tensor("dt_bias", dt_bias, (1, 1, HV, gates))
+    call.tensor("b", b, shape if params.beta_per_column else (B, T, HV, 1))
     sizes = (HV, K, V)
     written = not disable_state_update and output_state_pool is None
     call.states("initial_state_source", initial_state_source, sizes, written)
@@ -246,8 +297,8 @@ def fused_sigmoid_gating_delta_rule_update(
     call.indices("ssm_state_indices", ssm_state_indices, N, columns=True)
 
     if o is None:
-        o = _zeros_like(q, tuple(v.shape), "float64" if compute == "f64" else dtype_name(q))
-    call.output(o, (B, T, HV, V))
+        o = new(q, v_shape, "float64" if compute == "f64" else dtype_name(q))
+    call.output(o, shape, v_shape)
     _run(params, num_threads)
     return o
 
@@ -257,12 +308,9 @@ def presets():
     return {name: library.preset(name) for name in SYSTEMS}
 
 
-def _zeros_like(x, shape, dtype):
-    if is_torch(x):
-        import torch
-
-        return torch.zeros(shape, dtype=getattr(torch, dtype))
-    return np.zeros(shape, x.dtype.newbyteorder("=") if dtype == dtype_name(x) else dtype)
+def _packed(x, outer):
+    """`x` whose first axes, batch and token, are one behind a batch of 1."""
+    return x.reshape((1, -1, *x.shape[outer:]))
 
 
 def _check(status, error):

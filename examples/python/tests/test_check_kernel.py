@@ -25,7 +25,7 @@ FAULTS = {
     "state rounded": "rounded to bfloat16 after every token",
     "no initial state": "initial states ignored",
     "no final state": "final states not stored",
-    "zero padding": "padding 'zero'|preset 'sglang_packed_decode'|preset 'flashinfer_|preset 'vllm",
+    "zero padding": "packed_decode'|preset 'flashinfer_|preset 'vllm'|padding 'zero'",
 }
 
 

@@ -100,7 +100,7 @@ REFUSED = [
     (dict(q=draw(1, 8, H, K).astype(np.float64)), "q", -1, -1),
     (dict(initial_state_source=draw(5, HV, K, V)), "initial_state_source", -1, -1),
     (dict(initial_state_source=draw(5, HV, V, 2 * K)[..., ::2]), "initial_state_source", -1, -1),
-    (dict(scale=0), "scale", -1, -1),
+    (dict(scale=-1), "scale", -1, -1),
     (dict(scale=float("nan")), "scale", -1, -1),
     (dict(softplus_beta=0), "softplus_beta", -1, -1),
     (dict(lower_bound=1), "lower_bound", -1, -1),
@@ -194,6 +194,84 @@ def test_shapes_of_the_gates():
     assert np.abs(columns - expected).max() < 1e-5
 
 
+def test_adjacent_axes_may_be_one():
+    arguments = inputs()
+    T, expected = sum(LENGTHS), call()
+    flat = {name: arguments[name].reshape(-1) for name in ("a", "b", "A_log", "dt_bias")}
+    o, pool = call(**flat)
+    assert same(o, expected[0]) and same(pool, expected[1])
+    o, pool = call(A_log=arguments["A_log"][None, None, :, None])
+    assert same(o, expected[0])
+    rows = {name: arguments[name][0] for name in "qkv"}  # [tokens, ...]
+    o, pool = call(**rows)
+    assert o.shape == (T, HV, V) and same(o, expected[0][0]) and same(pool, expected[1])
+    pairs = {name: arguments[name].reshape(2, T // 2, *arguments[name].shape[2:]) for name in "qkvab"}
+    mine = np.zeros((2, T // 2, HV, V), np.float32)  # two rows, one behind the other
+    o, pool = call(**pairs, o=mine)
+    assert o is mine and same(o.reshape(1, T, HV, V), expected[0]) and same(pool, expected[1])
+    with pytest.raises(GdnError, match="a copy would be written"):
+        call(**pairs, o=np.zeros((2, T, HV, V), np.float32)[:, : T // 2])
+    with pytest.raises(GdnError, match="a: "):
+        call(a=arguments["a"].swapaxes(1, 2).copy())
+    pool = arguments["initial_state_source"]
+    for flat in (pool.reshape(5, -1).copy(), pool.reshape(5 * HV, V, K).copy(), pool.reshape(-1).copy()):
+        o, changed = call(initial_state_source=flat)
+        assert same(o, expected[0]) and changed is flat and flat.tobytes() == expected[1].tobytes()
+    padded = np.zeros((5 * HV, V, 2 * K), np.float32)[..., :K]  # rows apart
+    with pytest.raises(GdnError, match="initial_state_source"):
+        call(initial_state_source=padded)
+
+
+def test_what_may_be_left_out():
+    arguments = inputs()
+    assert same(call(dt_bias=None)[0], call(dt_bias=np.zeros(HV, np.float32))[0])
+    assert same(call(A_log=None, lower_bound=-2.0)[0], call(A_log=np.zeros(HV, np.float32), lower_bound=-2.0)[0])
+    zeros = np.zeros_like(arguments["a"])
+    assert same(call(a=None, gate_input="decay")[0], call(a=zeros, gate_input="log")[0])
+    assert same(call(scale=0)[0], call()[0])
+    for missing in (dict(A_log=None), dict(a=None)):
+        with pytest.raises(GdnError) as caught:
+            call(**missing)
+        assert caught.value.argument == next(iter(missing))
+
+
+def test_one_slot_for_each_sequence():
+    """ssm_state_indices with one axis: the final state alone, of any number of tokens."""
+    expected = call()
+    o, pool = call(initial_state_indices=None, ssm_state_indices=np.array([3, 1, 0]))
+    assert same(o, expected[0]) and same(pool, expected[1])
+
+
+class Foreign:
+    """Another library's array: DLPack and a shape."""
+
+    def __init__(self, x):
+        self.x, self.shape = x, x.shape
+
+    def __dlpack__(self, **options):
+        return self.x.__dlpack__()
+
+    def __dlpack_device__(self):
+        return self.x.__dlpack_device__()
+
+
+def test_arrays_of_other_libraries():
+    arguments, expected = inputs(), call()
+    names = ("q", "k", "v", "a", "b", "A_log", "dt_bias")
+    o, pool = call(**{name: Foreign(arguments[name]) for name in names})
+    assert same(o, expected[0]) and same(pool, expected[1])
+    o, _ = call(**{name: memoryview(arguments[name]) for name in names})
+    assert same(o, expected[0])
+    strided = np.zeros((1, sum(LENGTHS), H, 3 * K), np.float32)[..., K : 2 * K]
+    strided[...] = arguments["q"]
+    assert same(call(q=Foreign(strided), initial_state_indices=Foreign(np.array([3, 1, 0])))[0], expected[0])
+    with pytest.raises(GdnError, match="initial_state_source: it is written, and read-only"):
+        call(initial_state_source=Foreign(arguments["initial_state_source"]))
+    for wrong in (arguments["q"].tolist(), "q"):
+        with pytest.raises(GdnError, match="q: an array in the CPU's memory is needed, and this is a (list|str)"):
+            call(q=wrong)
+
+
 def test_indices_of_any_integer_type():
     expected, pool = call()
     for kind in (np.int64, np.int16, np.uint8, list, tuple):
@@ -239,7 +317,7 @@ def test_presets():
     a = -np.abs(inputs()["a"])
     ggml, _ = call(preset="ggml", a=a, l2norm_eps=0.5)
     options = dict(state_layout="vk", head_map="tiled", gate_input="log", beta_input="given")
-    assert same(ggml, call(preset=None, **options, a=a, l2norm_eps=0.5)[0])
+    assert same(ggml, call(preset=None, **options, a=a, l2norm_form="sum_plus_eps", l2norm_eps=0.5)[0])
     assert not same(ggml, call(preset="ggml", a=a, l2norm_eps=0.5, head_map="grouped")[0])
     pool = inputs()["initial_state_source"].swapaxes(-1, -2).copy()
     kv, state = call(preset="sglang_kv", initial_state_source=pool)

@@ -56,7 +56,29 @@ def test_expanded_tensors_and_parameters():
     one[5] = one[5][:, :1].expand(1, T, H, K)
     one[0] = torch.nn.Parameter(one[0])
     two = [x.clone() if isinstance(x, torch.Tensor) else x for x in one]
-    assert torch.equal(
-        gdn_varlen.fused_sigmoid_gating_delta_rule_update(*one, **OPTIONS),
-        gdn_varlen.fused_sigmoid_gating_delta_rule_update(*two, **OPTIONS),
+    with torch.no_grad():
+        assert torch.equal(
+            gdn_varlen.fused_sigmoid_gating_delta_rule_update(*one, **OPTIONS),
+            gdn_varlen.fused_sigmoid_gating_delta_rule_update(*two, **OPTIONS),
+        )
+
+
+def test_gradients_are_not_lost_in_silence():
+    one = list(arguments())
+    one[6].requires_grad_()
+    with pytest.raises(gdn_varlen.GdnError, match="k: it requires gradients"):
+        gdn_varlen.fused_sigmoid_gating_delta_rule_update(*one, **OPTIONS)
+
+
+def test_output_has_the_dtype_of_v_in_fla():
+    from gdn_varlen import fla
+
+    q, k, v = arguments()[5:8]
+    q, k, g, beta = q.bfloat16(), k.bfloat16(), -torch.rand(1, T, HV), torch.rand(1, T, HV)
+    h0 = torch.randn(2, HV, K, V, dtype=torch.float16)
+    o, ht = fla.chunk_gated_delta_rule(
+        q, k, v, g, beta, initial_state=h0, output_final_state=True, cu_seqlens=torch.tensor([0, 2, 6])
     )
+    assert o.dtype == torch.float32 and ht.dtype == torch.float32
+    p, _ = fla.chunk_gated_delta_rule(q, k, v.bfloat16(), g, beta, initial_state=h0, cu_seqlens=torch.tensor([0, 2, 6]))
+    assert p.dtype == torch.bfloat16

@@ -1,0 +1,148 @@
+"""What the modules under the peers' names share: a call of the operator in a peer's words.
+
+A module is a table: the peer's functions with the peer's arguments, each of which says what its arguments are called in
+the operator. All of them take `compute=` ("f32", or "f64": the oracle, whose new results are float64) and
+`num_threads=` besides.
+"""
+
+import numpy as np
+
+from .arrays import dtype_name, filled, integers, known, new
+from .operator import GdnError, fused_sigmoid_gating_delta_rule_update
+
+
+class NotExpressible(GdnError, NotImplementedError):
+    """An argument that asks for what the operator does not do."""
+
+    def __init__(self, argument):
+        super().__init__(MISSING[argument], argument, status="GDN_ERROR_VALUE")
+
+
+# What the operator does not do, by the argument or the function that asks for it. To add one of them is to delete its
+# line here, and the name where a module refuses it.
+_GATES = "the gates alone, without the recurrence, are not computed"
+_OTHER_PLACE = "states are read and written in one pool, and this is another place for the final ones"
+_REPLAY = "the inputs of the steps are not kept for a replay"
+_CHUNK_STATES = "states at the ends of chunks are not kept"
+_CONVOLUTION = "the convolution before the operator is no part of it"
+MISSING = {
+    "gk": "decays per head and per K row are not multiplied: pass one of g and gk, with both in it",
+    "gv": "there is no decay for each column of V",
+    "w": "the channel-wise gates of GDN-2 (a key to read apart from the key to write) are not there",
+    "A_log": "one number for each K row is not there: [HV] is",
+    "output_state": _OTHER_PLACE,
+    "inplace_final_state": _OTHER_PLACE,
+    "initial_state_source": _OTHER_PLACE,
+    "cp_context": "one sequence is not spread over several processes",
+    "head_first": "[batch, head, token, inner] was given up by its owners: transpose",
+    "return_intermediate_states": _CHUNK_STATES,
+    "output_intermediate_states": _CHUNK_STATES,
+    "track_state": _CHUNK_STATES,
+    "state_checkpoints": _CHUNK_STATES,
+    "checkpoint_every_n_tokens": _CHUNK_STATES,
+    "cache_ring": _REPLAY,
+    "cache_replayssm": _REPLAY,
+    "correction_cache": _REPLAY,
+    "kg_cache": _REPLAY,
+    "gated_delta_rule_replayssm_commit": _REPLAY,
+    "match_cutedsl_decode": "another kernel's order of operations is not followed",
+    "fused_gdn_gate": _GATES,
+    "fused_kda_gate": _GATES,
+    "naive_gdn_gate": _GATES,
+    "naive_kda_gate": _GATES,
+    "naive_kda_lowerbound_gate": _GATES,
+    "fused_gdn_gating": _GATES,
+    "fused_gdn_gating_cpu": _GATES,
+    "fused_post_conv_prep": "q, k, and the gates alone, without the recurrence, are not computed",
+    "fused_gdn_decode_post_conv_mtp_triton": "the norm and the gate behind the operator are no part of it",
+    "compute_g": _GATES,
+    "compute_lower_bound_g": _GATES,
+    "fused_kda_decode": _CONVOLUTION,
+    "packed_fused_kda_decode": _CONVOLUTION,
+}
+
+
+def refuse(**arguments):
+    """Those of MISSING that a call sets."""
+    for argument, value in arguments.items():
+        if value is not None and value is not False:
+            raise NotExpressible(argument)
+
+
+def missing(name):
+    """A function of a peer's that is not there: its name, with a reason."""
+
+    def function(*arguments, **options):
+        raise NotExpressible(name)
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = f"Not there: {MISSING[name]}."
+    return function
+
+
+DEFAULTS = dict.fromkeys(
+    "A_log a dt_bias softplus_beta softplus_threshold b initial_state_source initial_state_indices".split()
+)
+
+
+def operator(names, *, like=None, **arguments):
+    """The operator. `names` is {its argument: the peer's}, for errors; a new `o` has the kind and dtype of `like`."""
+    arguments = DEFAULTS | arguments
+    try:
+        if arguments.get("o") is None and like is not None and arguments["compute"] != "f64":
+            arguments["o"] = new(known(like), tuple(arguments["v"].shape), dtype_name(known(like)))
+        return fused_sigmoid_gating_delta_rule_update(**arguments)
+    except GdnError as error:
+        name = names.get(error.argument, error.argument)
+        if name == error.argument:
+            raise
+        raise GdnError(error.text, name, error.index, error.other, error.status) from None
+
+
+def slots_of(argument, indices, pool):
+    """`indices` of a pool whose states are copied, none of them padding."""
+    slots = np.asarray(integers(indices))
+    for index, slot in enumerate(slots.ravel()):
+        if not 0 <= slot < pool.shape[0]:
+            raise GdnError(f"is {slot}, and the pool has {pool.shape[0]} slots", argument, index)
+    return slots
+
+
+def in_new_states(names, initial_state, final, *, state_dtype="float32", cu_seqlens=None, **arguments):
+    """(o, final states): initial_state [N, HV, matrix] is only read; the final states are new if `final`, else None."""
+    q, v, compute = arguments["q"], arguments["v"], arguments["compute"]
+    arguments |= dict(cu_seqlens=cu_seqlens)
+    if initial_state is None and not final:
+        return operator(names, **arguments), None
+    N = q.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+    HV, V, K = *v.shape[-2:], q.shape[-1]
+    shape = (N, HV, K, V) if arguments["state_layout"] == "kv" else (N, HV, V, K)
+    if initial_state is not None and tuple(initial_state.shape) != shape:
+        name = names.get("initial_state_source", "initial_state_source")
+        raise GdnError(f"its shape is {list(initial_state.shape)}, and {list(shape)} is needed", name)
+    if not final:
+        return operator(names, initial_state_source=initial_state, disable_state_update=True, **arguments), None
+    states = new(q, shape, "float64" if compute == "f64" else state_dtype)
+    if initial_state is not None:
+        filled(states, known(initial_state))
+    return operator(names, initial_state_source=states, **arguments), states
+
+
+def packed_decode(
+    names, mixed_qkv, a, b, A_log, dt_bias, scale, initial_state, out, ssm_state_indices, l2norm, **options
+):
+    """(out, initial_state): one token for each row of mixed_qkv [B, H*K + H*K + HV*V], on a pool [slots, HV, V, K]."""
+    for argument, x, axes in (("mixed_qkv", mixed_qkv, 2), ("initial_state", initial_state, 4)):
+        if len(x.shape) != axes:
+            raise GdnError(f"its shape is {list(x.shape)}, and {axes} axes are needed", argument)
+    B, (HV, V, K) = mixed_qkv.shape[0], initial_state.shape[1:]
+    H, rest = divmod(mixed_qkv.shape[1] - HV * V, 2 * K)
+    if H < 1 or rest or HV % H:
+        raise GdnError(f"its rows of {mixed_qkv.shape[1]} hold no q, k and {HV} heads of {V}", "mixed_qkv")
+    q, k, v = mixed_qkv[:, : H * K], mixed_qkv[:, H * K : 2 * H * K], mixed_qkv[:, 2 * H * K :]
+    operator(
+        names, q=q.reshape(B, 1, H, K), k=k.reshape(B, 1, H, K), v=v.reshape(B, 1, HV, V), a=a, b=b, A_log=A_log,
+        dt_bias=dt_bias, scale=scale, initial_state_source=initial_state, initial_state_indices=ssm_state_indices,
+        use_qk_l2norm_in_kernel=l2norm, o=out, **options,
+    )  # fmt: skip
+    return out, initial_state
