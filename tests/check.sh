@@ -42,6 +42,7 @@ emulated        long  6 min    the tests on aarch64, under emulation
 orders          long  2 min    what the order of operations costs, 1000 draws a case
 torch           long  5 min    the Python module with PyTorch and transformers from PyPI, 5 GB
 ggml            long  4 min    beside ggml, whose source comes from PyPI
+ggml_backend    long  30 min   inside llama.cpp, three releases of it from PyPI
 '
 # What `targets_quick` must find: tools that .ci/run installs.
 quick_targets='^(aarch64|s390x|riscv64|x86_64-w64|gcc|g\+\+)'
@@ -197,6 +198,7 @@ section_ggml() {
     cmake --build "$out/ggml" --target ggml_custom_op --parallel "$jobs"
     "$out/ggml/examples/ggml_custom_op"
 }
+section_ggml_backend() { BUILD_DIR=$out/ggml_backend examples/ggml_backend/test.sh; }
 
 # ==== running them =======================================================================================================
 
