@@ -18,7 +18,7 @@ awk '
         misplaced += /\(GATED_DELT\)/ != ours
     }
     END {
-        printf "%d nodes of the operator, %d splits, %d splits with copies, %d nodes on the wrong backend\n", nodes, splits,
-            copies, misplaced
+        printf "%d nodes of the operator, %d splits, %d splits with copies, %d nodes on the wrong backend\n", nodes,
+            splits, copies, misplaced
         exit !(nodes > 0 && splits == nodes && copies == 0 && misplaced == 0)
     }' "$log"
