@@ -170,7 +170,8 @@ static bool is_worth_it(const struct ggml_tensor *dst) {
     (void)dst;
     return true;
 #else
-    return dst->src[VALUE]->ne[2] * ggml_nelements(dst->src[STATE]) >= 16 * 128 * 128;
+    const struct ggml_tensor *v = dst->src[VALUE];
+    return (v->ne[0] >= 128 || v->ne[2] >= SHORT) && v->ne[2] * ggml_nelements(dst->src[STATE]) >= 16 * 128 * 128;
 #endif
 }
 

@@ -4,7 +4,8 @@
  * greedy token is the same, and not all bits are: that would be a backend that is not used.
  *
  *   test_model MODEL LIBRARY                      compares
- *   test_model MODEL LIBRARY THREADS SECONDS      times both in turn, SECONDS for each case
+ *   test_model MODEL LIBRARY THREADS SECONDS      times both in turn, SECONDS for each case: processor time of one
+ *                                                 thread, which other programs disturb less, else the clock's
  *   test_model MODEL                              runs with what GGML_BACKEND_PATH names, for GGML_SCHED_DEBUG=2
  */
 #include <math.h>
@@ -173,13 +174,20 @@ typedef struct timed {
     int seqs, prompt; /* tokens of each sequence in one batch; 0: decode, after 64 */
 } timed;
 
+static bool one_thread;
+
+static double now(void) {
+    struct timespec time;
+    if (one_thread) return (double)clock() / CLOCKS_PER_SEC;
+    timespec_get(&time, TIME_UTC);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
 static double seconds_to_decode(struct llama_context *context) {
-    struct timespec begin, end;
-    timespec_get(&begin, TIME_UTC);
+    const double begin = now();
     decode(context);
     llama_synchronize(context);
-    timespec_get(&end, TIME_UTC);
-    return (double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec);
+    return now() - begin;
 }
 
 /* One measurement: a batch of tokens whose last logits alone are asked for. */
@@ -276,6 +284,7 @@ int main(int argc, char **argv) {
             }
         printf(good ? "OK\n" : "FAILED\n");
     } else {
+        one_thread = atoi(argv[3]) == 1;
         struct llama_context *without = new_context(atoi(argv[3]), 0);
         if (!load(argv[2])) return 1;
         struct llama_context *with = new_context(atoi(argv[3]), 0);
