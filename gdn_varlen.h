@@ -81,34 +81,39 @@
  * The same recurrence, many habits. With K = V a wrong state_layout runs and is silently
  * wrong, so the header has no default for it. "-" means the default (zero) of the field. gdn_preset() sets a row.
  *
- *   system                     state_layout   head_map  gate_input  beta_input  l2norm_form, eps    padding
- *   -------------------------  -------------  --------  ----------  ----------  ------------------  --------------
- *   SGLang Triton, to 2026-03  GDN_STATE_KV   -         -           -           -                   -
- *   SGLang Triton, later       GDN_STATE_VK   -         -           -           -                   -
- *   SGLang packed decode       GDN_STATE_VK   -         - / LOG     - / GIVEN   -                   ZERO
- *   SGLang CPU, vLLM CPU       GDN_STATE_KV   -         -           -           -, 1e-5             none (crashes)
- *   vLLM Triton                GDN_STATE_VK   -         - / LOG     - / GIVEN   -                   LEAVE (5)
- *   FLA                        KV or VK (1)   -         LOG / -     GIVEN (2)   -                   no pool
- *   FlashInfer decode          VK or KV (3)   -         - (4)       -           -                   ZERO
- *   ggml, llama.cpp            GDN_STATE_VK   TILED     LOG         GIVEN       MAX_NORM_EPS        no pool
- *   mlx-lm                     GDN_STATE_VK   -         DECAY       GIVEN       MEAN_PLUS_EPS       no pool
- *   transformers               GDN_STATE_KV   -         LOG         GIVEN       -                   no pool
+ *   system                      state_layout   head_map  gate_input   beta_input     l2norm_form, eps  padding
+ *   --------------------------  -------------  --------  -----------  -------------  ----------------  --------------
+ *   SGLang Triton, to 2026-03   GDN_STATE_KV   -         -            -              -                 -
+ *   SGLang Triton, later        GDN_STATE_VK   -         -            -              -                 -
+ *   SGLang, vLLM packed decode  GDN_STATE_VK   -         -            -              -                 ZERO (4)
+ *   SGLang, vLLM CPU decode     GDN_STATE_KV   -         -            -              -, 1e-5           none (crashes)
+ *   SGLang, vLLM CPU chunks     GDN_STATE_KV   -         LOG          GIVEN          -, 1e-6 / 1e-5    none (crashes)
+ *   vLLM Triton                 GDN_STATE_VK   -         - / LOG (3)  - / GIVEN (3)  -                 LEAVE (4)
+ *   FLA                         KV or VK (1)   -         LOG / -      GIVEN (2)      -                 no pool
+ *   FlashInfer decode           VK or KV (5)   -         -            -              -                 ZERO
+ *   FlashInfer MTP              GDN_STATE_VK   -         -            -              -                 LEAVE
+ *   FlashInfer prefill, mlx-lm  GDN_STATE_VK   -         DECAY        GIVEN          - (6)             no pool
+ *   llama.cpp, qwen35           GDN_STATE_VK   TILED     LOG          GIVEN          - (6)             no pool
+ *   llama.cpp, qwen3next        GDN_STATE_VK   -         LOG          GIVEN          - (6)             no pool
+ *   transformers                GDN_STATE_KV   -         LOG          GIVEN          -                 no pool
  *
- *   The scale is K^-0.5 in all of them (FlashInfer: 0 means the same, as here). The output has
- *   q's dtype in SGLang, v's in FLA, float32 in newer vLLM where the state is float32; here it is o.dtype.
+ *   The scale is K^-0.5 in all of them (FlashInfer: 0 means the same, as here). The output has q's dtype, in FLA
+ *   v's; here it is o.dtype.
  *   (1) state_v_first selects VK.  (2) FLA's beta may be per V column: beta_per_column; with
- *   use_beta_sigmoid_in_kernel it is raw, and allow_neg_eigval doubles it.  (3) "pretranspose" and MTP are
- *   VK, "nontranspose" is KV.  (4) FlashInfer's prefill takes DECAY and GIVEN.  (5) fused_recurrent: ZERO;
- *   newer versions reserve slot 0: has_null_slot with null_slot 0.
- *   SGLang, vLLM and FLA normalise q and k only when asked to (use_qk_l2norm_in_kernel); FlashInfer by
- *   default. transformers, ggml and mlx-lm normalise before the operator: set use_qk_l2norm_in_kernel to
- *   feed this one their raw q and k, leave it off to feed it what they feed theirs.
+ *   use_beta_sigmoid_in_kernel it is raw, and allow_neg_eigval doubles it.  (3) fused_recurrent.
+ *   (4) vLLM reserves slot 0: has_null_slot with null_slot 0.  (5) "pretranspose" is VK, "nontranspose" is KV; with
+ *   bfloat16 states -1 is slot 0 there, and overwritten: here it never is.  (6) sqrt(sum + eps) since mlx-lm 0.32 and
+ *   llama.cpp of 2026-08-31; before: MEAN_PLUS_EPS and MAX_NORM_EPS. llama.cpp's eps is the model file's.
+ *   SGLang, vLLM, FLA and transformers normalise q and k when asked to (use_qk_l2norm_in_kernel), FlashInfer by
+ *   default. llama.cpp and mlx-lm normalise before the operator: set use_qk_l2norm_in_kernel to feed this one their
+ *   raw q and k, leave it off to feed it what they feed theirs.
+ *   Rounded inside, and not here: beta, to b's dtype, in SGLang's packed decode and the CPU decodes; q and k, to their
+ *   dtype after the norm, in FlashInfer's prefill and every chunked kernel. Pass them rounded to have that.
  *
  * DOES NOT
  *
  *   start threads, keep global state, or allocate when scratch is passed; write its inputs; compute the
- *   causal convolution, the output norm or the output gate around the operator; compute gradients;
- *   use the chunked form of the recurrence (its sums depend on where chunks begin).
+ *   causal convolution, the output norm or the output gate around the operator; compute gradients.
  *
  * NUMERICS
  *
@@ -134,6 +139,24 @@
  *
  *   The two layouts therefore agree within the error bound, not in bits. bfloat16 and float16 are
  *   converted exactly on load and rounded to nearest, ties to even, on store.
+ *
+ *   GDN_COMPUTE_F32_CHUNKS takes up to 16 tokens at a time, from the first token of a sequence in its call on, as
+ *   products of matrices: the faster way for prompts, and as fast in either layout. Both layouts give the same bits, on
+ *   every machine as above; split between calls a sequence keeps them where each split is at a multiple of 16 tokens
+ *   and no piece has one token alone. GDN_COMPUTE_F32 computes sequences of one token, and those whose state is stored
+ *   or read between two tokens (intermediate_states_buffer, ssm_state_indices), under either name. Use it wherever
+ *   verification and decode must give the same bits, or a prompt the same in any pieces. What differs from above, for
+ *   tokens i = a .. of a chunk; P(j,i) is the product of the decays after j up to i, G_i = P(a-1,i), factor by factor;
+ *   every sum in order, each step an fma:
+ *
+ *   score   kk(i,j) = P(j,i) * sum over K of k_i k_j, qk(i,j) = P(j,i) * sum of q_i k_j. KDA: u = P(j,i) k_j is
+ *           rounded, and the sums are over k_i u and q_i u.
+ *   token   A = k_i^T S and B = q_i^T S over the state before the chunk (KDA: over G_i k_i and G_i q_i; G = 1). Then
+ *               d_i = beta * (fma(-G_i, A, v) - sum over j < i of kk(i,j) d_j)
+ *               o_i = G_i * B + sum over j <= i of qk(i,j) d_j
+ *   state   with z the last token of the chunk: s = fma(k_j, P(j,z) * d_j, s) for each j, from s = G_z * s
+ *           (KDA: fma(P(j,z) k_j, d_j, s))
+ *   A token that decays the whole state by 0 begins a chunk of its own, from 0 * s, within the sixteen.
  *
  * WORK ITEMS
  *
@@ -293,7 +316,7 @@ typedef enum gdn_state_layout {
 
 typedef enum gdn_head_map {
     GDN_HEADS_GROUPED = 0, /* key head = hv / (HV / H) */
-    GDN_HEADS_TILED        /* key head = hv % H: ggml and GGUF files */
+    GDN_HEADS_TILED        /* key head = hv % H: ggml, and GGUF files of qwen35 */
 } gdn_head_map;
 
 typedef enum gdn_gate_input {
@@ -308,9 +331,9 @@ typedef enum gdn_beta_input {
 } gdn_beta_input;
 
 typedef enum gdn_l2norm_form {
-    GDN_L2NORM_SUM_PLUS_EPS = 0, /* x / sqrt(sum(x*x) + eps): SGLang, vLLM, FLA, FlashInfer, transformers */
-    GDN_L2NORM_MEAN_PLUS_EPS,    /* x / sqrt(sum(x*x) + K*eps): mlx-lm */
-    GDN_L2NORM_MAX_NORM_EPS,     /* x / max(sqrt(sum(x*x)), eps): ggml */
+    GDN_L2NORM_SUM_PLUS_EPS = 0, /* x / sqrt(sum(x*x) + eps): every system of today */
+    GDN_L2NORM_MEAN_PLUS_EPS,    /* x / sqrt(sum(x*x) + K*eps): mlx-lm before 0.32 */
+    GDN_L2NORM_MAX_NORM_EPS,     /* x / max(sqrt(sum(x*x)), eps): ggml_l2_norm */
     GDN_L2NORM_NORM_PLUS_EPS     /* x / (sqrt(sum(x*x)) + eps) */
 } gdn_l2norm_form;
 
@@ -321,9 +344,13 @@ typedef enum gdn_padding {
     GDN_PADDING_LEAVE        /* do not touch them */
 } gdn_padding;
 
-typedef enum gdn_compute { GDN_COMPUTE_F32 = 0, GDN_COMPUTE_F64 } gdn_compute;
+typedef enum gdn_compute {
+    GDN_COMPUTE_F32 = 0,   /* float32, token by token */
+    GDN_COMPUTE_F64,       /* the oracle */
+    GDN_COMPUTE_F32_CHUNKS /* float32, prompts in chunks of 16 tokens: faster, other last bits; see NUMERICS */
+} gdn_compute;
 
-/* The instruction set of GDN_COMPUTE_F32: code, name. All give the same bits; forcing one is for testing. */
+/* The instruction set of both float32 computations: code, name. All give the same bits; forcing one is for testing. */
 #define GDN_ISAS(X)                                                                                                    \
     X(GDN_ISA_AUTO, "auto")     /* the fastest that this build has and this CPU supports */                            \
     X(GDN_ISA_PLAIN, "plain")   /* what the compiler may assume of every CPU of its target */                          \
@@ -418,14 +445,14 @@ typedef struct gdn_params {
  * prefixes state_layout, head_map, gate_input, beta_input, l2norm_form, l2norm_eps, padding, and null_slot (-1: none).
  * See [CONVENTIONS].
  *
- *   SGLANG                  the Triton kernel of this operator since March 2026; SGLANG_KV: before
- *   SGLANG_PACKED_DECODE    also rounds beta to the dtype of b: to have that, pass the rounded sigmoid as GIVEN
- *   SGLANG_CPU, VLLM_CPU    sgl-kernel; a negative index crashes there
- *   VLLM                    fused_sigmoid_gating; before slot 0 was reserved: clear has_null_slot
- *   VLLM_RECURRENT          fused_recurrent
- *   FLA                     fused_recurrent; VK with state_v_first; RAW with the gate, or the sigmoid, in the kernel
- *   FLASHINFER_DECODE       "pretranspose" and MTP; FLASHINFER_DECODE_KV: "nontranspose"; FLASHINFER_PREFILL: chunked
- *   GGML, MLX_LM, TRANSFORMERS
+ *   SGLANG                  0.5.23, the Triton kernel of this operator since March 2026; SGLANG_KV: before
+ *   SGLANG_PACKED_DECODE    of the same
+ *   SGLANG_CPU, VLLM_CPU    decode of sgl-kernel (vLLM 0.33.0), a negative index crashes there; _CHUNK: prefill
+ *   VLLM                    0.33.0 fused_sigmoid_gating; VLLM_RECURRENT: fused_recurrent; VLLM_PACKED_DECODE
+ *   FLA                     0.6.0 fused_recurrent; VK with state_v_first; RAW with gate or sigmoid in the kernel
+ *   FLASHINFER_DECODE       0.7.2 "pretranspose" with float32 states; _KV: "nontranspose"; _MTP; _PREFILL: chunked
+ *   GGML                    llama.cpp of 2026-10 (0c1e5709), qwen35; LLAMA_QWEN3NEXT: qwen3next
+ *   MLX_LM, TRANSFORMERS    0.32.2, 5.24.0
  */
 /* clang-format off: a table */
 #define GDN_SYSTEMS(X)                                                                                                 \
@@ -434,15 +461,20 @@ typedef struct gdn_params {
     X(SGLANG_PACKED_DECODE, "sglang_packed_decode", VK, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-6, ZERO, -1)               \
     X(SGLANG_CPU, "sglang_cpu", KV, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-5, COMPUTE, -1)                                \
     X(VLLM, "vllm", VK, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-6, LEAVE, 0)                                               \
-    X(VLLM_RECURRENT, "vllm_recurrent", VK, GROUPED, LOG, GIVEN, SUM_PLUS_EPS, 1e-6, ZERO, -1)                         \
+    X(VLLM_RECURRENT, "vllm_recurrent", VK, GROUPED, LOG, GIVEN, SUM_PLUS_EPS, 1e-6, LEAVE, 0)                         \
     X(VLLM_CPU, "vllm_cpu", KV, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-5, COMPUTE, -1)                                    \
     X(FLA, "fla", KV, GROUPED, LOG, GIVEN, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)                                            \
     X(FLASHINFER_DECODE, "flashinfer_decode", VK, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-6, ZERO, -1)                     \
     X(FLASHINFER_DECODE_KV, "flashinfer_decode_kv", KV, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-6, ZERO, -1)               \
     X(FLASHINFER_PREFILL, "flashinfer_prefill", VK, GROUPED, DECAY, GIVEN, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)            \
-    X(GGML, "ggml", VK, TILED, LOG, GIVEN, MAX_NORM_EPS, 1e-6, COMPUTE, -1)                                            \
-    X(MLX_LM, "mlx_lm", VK, GROUPED, DECAY, GIVEN, MEAN_PLUS_EPS, 1e-6, COMPUTE, -1)                                   \
-    X(TRANSFORMERS, "transformers", KV, GROUPED, LOG, GIVEN, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)
+    X(GGML, "ggml", VK, TILED, LOG, GIVEN, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)                                            \
+    X(MLX_LM, "mlx_lm", VK, GROUPED, DECAY, GIVEN, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)                                    \
+    X(TRANSFORMERS, "transformers", KV, GROUPED, LOG, GIVEN, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)                          \
+    X(VLLM_PACKED_DECODE, "vllm_packed_decode", VK, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-6, ZERO, 0)                    \
+    X(FLASHINFER_MTP, "flashinfer_mtp", VK, GROUPED, RAW, RAW, SUM_PLUS_EPS, 1e-6, LEAVE, -1)                          \
+    X(SGLANG_CPU_CHUNK, "sglang_cpu_chunk", KV, GROUPED, LOG, GIVEN, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)                  \
+    X(VLLM_CPU_CHUNK, "vllm_cpu_chunk", KV, GROUPED, LOG, GIVEN, SUM_PLUS_EPS, 1e-5, COMPUTE, -1)                      \
+    X(LLAMA_QWEN3NEXT, "llama_qwen3next", VK, GROUPED, LOG, GIVEN, SUM_PLUS_EPS, 1e-6, COMPUTE, -1)
 /* clang-format on */
 
 typedef enum gdn_system {
@@ -661,6 +693,8 @@ enum {
     GDNI_SLICE = 32,     /* columns of V in one work item */
     GDNI_RUN = 8,        /* most work items that share the preparation of q and k */
     GDNI_BLOCK = 32,     /* most tokens prepared at once */
+    GDNI_CHUNK = 16,     /* or, of GDN_COMPUTE_F32_CHUNKS, always */
+    GDNI_AHEAD = 4,      /* rows of the next chunk that are asked for at once */
     GDNI_BLOCK_KIB = 64, /* and most memory for them */
     GDNI_TILE_KIB = 32,  /* most memory of a tile */
     GDNI_GATES = 64,     /* gates computed at once */
@@ -1083,7 +1117,7 @@ static gdn_status gdni_check_options(const gdn_params *r, gdn_error *error) {
     GDNI_ONE_OF(gate_input, GDNI_CASE(GDN_GATE_RAW) GDNI_CASE(GDN_GATE_LOG) GDNI_CASE(GDN_GATE_DECAY))
     GDNI_ONE_OF(beta_input, GDNI_CASE(GDN_BETA_RAW) GDNI_CASE(GDN_BETA_GIVEN))
     GDNI_ONE_OF(head_map, GDNI_CASE(GDN_HEADS_GROUPED) GDNI_CASE(GDN_HEADS_TILED))
-    GDNI_ONE_OF(compute, GDNI_CASE(GDN_COMPUTE_F32) GDNI_CASE(GDN_COMPUTE_F64))
+    GDNI_ONE_OF(compute, GDNI_CASE(GDN_COMPUTE_F32) GDNI_CASE(GDN_COMPUTE_F64) GDNI_CASE(GDN_COMPUTE_F32_CHUNKS))
 #undef GDNI_ONE_OF
 #undef GDNI_CASE
     /* clang-format on */
@@ -1113,7 +1147,7 @@ static gdn_status gdni_check_options(const gdn_params *r, gdn_error *error) {
     GDNI_REFUSE(NULL, "intermediate_states_buffer",
                 r->intermediate_states_buffer.data == NULL &&
                     (r->intermediate_state_indices.data != NULL || r->retrieve_parent_token.data != NULL));
-    GDNI_REFUSE(ISA, "isa", r->compute == GDN_COMPUTE_F32 && !gdn_isa_supported(r->isa));
+    GDNI_REFUSE(ISA, "isa", r->compute != GDN_COMPUTE_F64 && !gdn_isa_supported(r->isa));
     return GDN_OK;
 }
 
@@ -1519,13 +1553,14 @@ static bool gdni_skip(const gdn_params *r, const gdni_sequence *s, ptrdiff_t fir
 /* ---- [SCRATCH] The float32 computation's memory -------------------------------------------------------- */
 
 /* Name, floats, whether it starts as zeros: vectors read past the columns and tokens in use. Rows of K floats are
- * padded to kp, a multiple of sixteen, with zeros; columns are those of a run, `gates` rows of the gates. */
+ * padded to kp, a multiple of sixteen, with zeros; columns are those of a run, `gates` rows of the gates. `chunk` is 0
+ * where there are no chunks: all that follows the tiles. */
 #define GDNI_WORKSPACE(X)                                                                                              \
-    X(q, rows, false) /* [block + 1][kp], normalised and scaled */                                                     \
-    X(k, rows, false)                                                                                                  \
+    X(q, rows, chunk > 0) /* [block + 1][kp], normalised and scaled */                                                 \
+    X(k, rows, chunk > 0)                                                                                              \
     X(decay, gates, false) /* decay, decay*k, decay*q. KDA: [block + 1][kp]; else one row */                           \
-    X(kd, gates, false)                                                                                                \
-    X(qd, gates, false)                                                                                                \
+    X(kd, gates, chunk > 0)                                                                                            \
+    X(qd, gates, chunk > 0)                                                                                            \
     X(bias, kp, false) /* KDA: dt_bias of a head; else sixteen times the same */                                       \
     X(qk, block + 16, true)                                                                                            \
     X(gate, block + 16, true)                                                                                          \
@@ -1536,7 +1571,17 @@ static bool gdni_skip(const gdn_params *r, const gdni_sequence *s, ptrdiff_t fir
     X(d, columns, true)                                                                                                \
     X(v, (block * columns), false) /* [block][columns] */                                                              \
     X(o, (block * columns), false)                                                                                     \
-    X(tiles, gdni_size_mul(columns, kp), false) /* of each strip its tiles, one after the other */
+    X(tiles, gdni_size_mul(columns, kp), false)             /* of each strip its tiles, one after the other */         \
+    X(kt, gdni_size_mul(chunk, kp), true)                   /* k, transposed: [kp][16], lanes along the tokens */      \
+    X(ktd, r->is_kda ? gdni_size_mul(chunk, kp) : 0, false) /* KDA: with the decays up to the chunk's end */           \
+    X(raw, (2 * chunk * GDNI_CHUNK), true)                  /* scores without decays: [k, then q][16] */               \
+    X(kk, (chunk * (GDNI_CHUNK + 1)), true)                 /* with decays: [16][16] */                                \
+    X(kq, (chunk * (GDNI_CHUNK + 1)), true)                                                                            \
+    X(G, chunk == 0 ? 0 : kp, true)       /* decays from the chunk's start: [16]. KDA: to its end, [kp] */             \
+    X(P, chunk, false)                    /* decays up to its end */                                                   \
+    X(AB, (4 * chunk * GDNI_SLICE), true) /* of a tile: k.S, then q.S */                                               \
+    X(betas, (2 * chunk * GDNI_SLICE), true)                                                                           \
+    X(ds, (2 * chunk * GDNI_SLICE), true)
 
 typedef struct gdni_workspace {
     ptrdiff_t kp, block, columns; /* floats in a K row, tokens in a block, columns of a run */
@@ -1559,7 +1604,9 @@ static ptrdiff_t gdni_layout(const gdn_params *r, float *base, gdni_workspace *w
     const ptrdiff_t slices = gdni_size_mul(gdni_heads_per_key_head(r), gdni_slices(r));
     const ptrdiff_t columns = GDNI_SLICE * gdni_min(GDNI_RUN, slices);
     const ptrdiff_t fit = GDNI_BLOCK_KIB * 1024 / 4 / (r->is_kda ? 5 : 2) / kp;
-    const ptrdiff_t block = fit < 1 ? 1 : gdni_min(fit, GDNI_BLOCK), rows = gdni_size_mul(block + 1, kp);
+    const ptrdiff_t chunk = r->compute == GDN_COMPUTE_F32_CHUNKS ? GDNI_CHUNK : 0;
+    const ptrdiff_t block = chunk > 0 ? chunk : fit < 1 ? 1 : gdni_min(fit, GDNI_BLOCK);
+    const ptrdiff_t rows = gdni_size_mul(block + (chunk > 0 ? 8 : 1), kp);
     const ptrdiff_t gates = r->is_kda ? rows : kp;
     ptrdiff_t used = 0;
     w->kp = kp, w->block = block, w->columns = columns;
@@ -1579,7 +1626,8 @@ static ptrdiff_t gdni_scratch_bytes(const gdn_params *r) {
     gdni_workspace w;
     ptrdiff_t count = 0;
     switch (r->compute) {
-    case GDN_COMPUTE_F32: count = gdni_layout(r, NULL, &w); break;
+    case GDN_COMPUTE_F32:
+    case GDN_COMPUTE_F32_CHUNKS: count = gdni_layout(r, NULL, &w); break;
     case GDN_COMPUTE_F64: count = gdni_size_mul(2 * (3 + GDNI_SLICE), r->head_k_dim); break;
     }
     if (r->homogeneous) count = gdni_size_add(count, gdni_size_mul(2, gdni_round_up(r->head_v_dim, 16)));
@@ -1813,7 +1861,7 @@ GDNI_INLINE void gdni_transpose(const float *from, ptrdiff_t from_pitch, ptrdiff
  *     GDNI_DSET1(x)       a vector of the double x, half as many (or 1)
  *     GDNI_DMIN(x, y), GDNI_DMAX(x, y)   of such vectors; y where y is NaN
  * and, where it has something better than the generic form in [KERNEL]:
- *     GDNI_FOLD(x, sums)  sixteen partial sums of each of 2 * GDNI_VK_ROWS sums, at least four, to those sums
+ *     GDNI_FOLD(x, sums)  sixteen partial sums of each of four sums (of eight, with sixteen lanes) to those sums
  *     GDNI_TO_DOUBLES(x)  of half a vector of floats
  *     GDNI_TO_WORDS(h), GDNI_TO_HALVES(w)     uint16_t to uint32_t and back
  *     GDNI_F16_TO_F32(h), GDNI_F32_TO_F16(x)
@@ -1891,7 +1939,7 @@ GDNI_INLINE __m128 gdni_halves_avx2(__m256 x) {
 #define GDNI_TARGET avx512
 #define GDNI_LANES 16
 #define GDNI_STREAM 8
-#define GDNI_VK_ROWS 4
+#define GDNI_VK_ROWS 8
 #define GDNI_SET1(x) _mm512_set1_ps(x)
 #define GDNI_FMA(x, y, z) _mm512_fmadd_ps(x, y, z)
 #define GDNI_DSET1(x) _mm512_set1_pd(x)
@@ -2020,20 +2068,6 @@ gdn_isa gdn_isa_selected(void) {
     return (gdn_isa)isa;
 }
 
-/* What AUTO runs for a call. Zen 4, unlike Zen 5, does 512 bits in two halves, and takes 22 % longer with AVX-512 than
- * with AVX2 where it sweeps over tiles of GDN_STATE_VK. */
-static gdn_isa gdni_fastest(const gdn_params *r) {
-#if GDNI_AVX2 && GDNI_AVX512
-    const bool tiles = gdni_vk_states(r) && r->seq_len > (gdni_varlen(r) ? r->num_seqs : 1);
-    if (tiles && __builtin_cpu_is("amd") && !__builtin_cpu_supports("avx512vp2intersect") &&
-        gdni_instance(GDN_ISA_AVX2) != NULL)
-        return GDN_ISA_AVX2;
-#else
-    (void)r;
-#endif
-    return gdn_isa_selected();
-}
-
 bool gdn_isa_supported(gdn_isa isa) { return isa == GDN_ISA_AUTO || gdni_instance(isa) != NULL; }
 
 /* ---- [PUBLIC] ------------------------------------------------------------------------------------------------ */
@@ -2082,7 +2116,8 @@ gdn_status gdn_run_work_items(const gdn_params *params, ptrdiff_t first, ptrdiff
     memory = gdni_leave_out(&r, (float *)gdni_align(scratch));
     switch (r.compute) {
     case GDN_COMPUTE_F32:
-        run = gdni_instance(r.isa == GDN_ISA_AUTO ? gdni_fastest(&r) : r.isa);
+    case GDN_COMPUTE_F32_CHUNKS:
+        run = gdni_instance(r.isa == GDN_ISA_AUTO ? gdn_isa_selected() : r.isa);
         if (run == NULL) return GDN_ERROR_ISA;
         run(&r, first, last, memory);
         break;
@@ -2731,39 +2766,55 @@ static void gdni_prepare_gates(const gdni_run *u, ptrdiff_t hv, ptrdiff_t t0, pt
                       kp, w->bias);
     for (ptrdiff_t t = 0; t < count; t++) {
         float *decay = w->decay + t * kp;
-        const float *q = w->q + t * kp, *k = w->k + t * kp;
         gdni_load_row(gdni_row(&r->a, &u->s, t0 + t, hv), r->a.dtype, K, kp, decay);
         gdni_decays(r, A, w->bias, 1, kp, decay);
-        for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES) {
-            gdni_store(w->kd + t * kp + i, gdni_mul(gdni_load(decay + i), gdni_load(k + i)));
-            gdni_store(w->qd + t * kp + i, gdni_mul(gdni_load(decay + i), gdni_load(q + i)));
-        }
     }
+}
+
+/* KDA: the decays of a token go into its k and q, for the sums over the state before it. */
+#define gdni_fold_decays GDNI_NAME(fold_decays)
+static void gdni_fold_decays(const gdni_run *u, ptrdiff_t count) {
+    const gdni_workspace *w = u->w;
+    for (ptrdiff_t i = 0; i < count * w->kp && u->r->is_kda; i += GDNI_LANES) {
+        const gdni_vec decay = gdni_load(w->decay + i);
+        gdni_store(w->kd + i, gdni_mul(decay, gdni_load(w->k + i)));
+        gdni_store(w->qd + i, gdni_mul(decay, gdni_load(w->q + i)));
+    }
+}
+
+/* Floats in whole tiles need not be copied. */
+#define gdni_in_place GDNI_NAME(in_place)
+static bool gdni_in_place(const gdni_strip *x, gdn_dtype dtype) {
+    return dtype == GDN_F32 && (x->c1 - x->c0) % (2 * GDNI_SLICE) == 0;
 }
 
 /* v is gathered and o scattered for all strips of a run at once, where nothing waits for them. */
 #define gdni_gather_v GDNI_NAME(gather_v)
-static void gdni_gather_v(const gdni_run *u, ptrdiff_t t0, ptrdiff_t count) {
+static void gdni_gather_v(const gdni_run *u, ptrdiff_t t0, ptrdiff_t count, bool chunk) {
     const gdn_tensor *v = &u->r->v;
     for (ptrdiff_t t = 0; t < count; t++)
-        for (const gdni_strip *x = u->strips; x < u->strips + u->num_strips; x++)
+        for (const gdni_strip *x = u->strips; x < u->strips + u->num_strips; x++) {
+            if (chunk && gdni_in_place(x, v->dtype)) continue;
             gdni_load_row((const char *)gdni_row(v, &u->s, t0 + t, x->value_head) + x->c0 * gdni_dtype_size(v->dtype),
                           v->dtype, x->c1 - x->c0, gdni_round_up(x->c1 - x->c0, GDNI_SLICE), x->v + t * u->w->columns);
+        }
 }
 
 #define gdni_scatter_o GDNI_NAME(scatter_o)
-static void gdni_scatter_o(const gdni_run *u, ptrdiff_t t0, ptrdiff_t count) {
+static void gdni_scatter_o(const gdni_run *u, ptrdiff_t t0, ptrdiff_t count, bool chunk) {
     for (ptrdiff_t t = 0; t < count; t++)
-        for (const gdni_strip *x = u->strips; x < u->strips + u->num_strips; x++)
+        for (const gdni_strip *x = u->strips; x < u->strips + u->num_strips; x++) {
+            if (chunk && gdni_in_place(x, u->r->o.dtype)) continue;
             gdni_store_row(gdni_output_row(u->r, &u->s, t0 + t, x->value_head, x->c0), u->r->o.dtype, x->c1 - x->c0,
                            x->o + t * u->w->columns);
+        }
 }
 
 /* ---- One token of a strip: the sums A and B of the state before it, then d and o, then the update ---- */
 
 /* What a token of a strip reads and writes. Sums: A and B over kn_i * s and qn_i * s. Then d = beta * (v - factor A),
- * with beta in d before, and o = factor B + (q.k) d. Update: s = fma(k_i, d, decay_i * s). Where the state lies in a
- * pool: its rows, `pitch` bytes apart, where they go, and those that are worked on next (or NULL). */
+ * with beta in d before, and o = factor B + (q.k) d. Update: s = fma(k_i, d, decay_i * s). The state is read from rows
+ * `from`, and goes `to` rows where it is updated, their pitch in bytes; `next` (or NULL) is worked on after it. */
 #define gdni_step GDNI_NAME(step)
 typedef struct gdni_step {
     const float *kn, *qn, *k, *decay, *v;
@@ -2771,7 +2822,8 @@ typedef struct gdni_step {
     float *A, *B, *d, *o, factor, qk;
     const char *from, *next;
     char *to;
-    ptrdiff_t pitch;
+    ptrdiff_t from_pitch, to_pitch, next_pitch, next_bytes;
+    bool next_whole;
 } gdni_step;
 
 /* For the sums of token t of a block. A decay of 0 must forget a state whose sums overflow, and 0 times that is not 0:
@@ -2824,26 +2876,39 @@ GDNI_INLINE gdni_vec gdni_finish(const gdni_step *x, ptrdiff_t c) {
 /* ---- Many tokens: the state stays in tiles in first-level cache; one sweep over a tile finishes a token, updates the
  * tile for it and takes the sums of the next ---- */
 
-/* Rows first, first + step, ... of a tile of nv vectors a row: the sums of these rows, and their update. */
-#define gdni_sweep_rows GDNI_NAME(sweep_rows)
-GDNI_INLINE void gdni_sweep_rows(const gdni_step *x, float *tile, ptrdiff_t first, ptrdiff_t step, ptrdiff_t rows,
-                                 const int nv, const bool update, const bool sums, const gdni_vec *d, gdni_vec *A,
-                                 gdni_vec *B) {
+/* While one state is worked on, the memory that is worked on next is asked for, so that it never rests: all its rows,
+ * or half of them during the sums and half during the update. */
+#define gdni_ask_ahead GDNI_NAME(ask_ahead)
+GDNI_INLINE void gdni_ask_ahead(const gdni_step *x, ptrdiff_t row, ptrdiff_t rows, const bool update) {
+    const ptrdiff_t place = x->next_whole ? 2 * row : update ? rows + row : row;
+    if (x->next != NULL && place % 2 == 0) gdni_prefetch(x->next + place / 2 * x->next_pitch, x->next_bytes);
+}
+
+/* Rows of nv vectors of columns of GDN_STATE_KV, in floats. */
+#define gdni_sweep_kv GDNI_NAME(sweep_kv)
+GDNI_INLINE void gdni_sweep_kv(const gdni_step *x, ptrdiff_t rows, const int nv, const bool update, const bool sums) {
     const float *k = x->k, *decay = x->decay, *kn = x->kn, *qn = x->qn;
-    const ptrdiff_t decay_stride = x->decay_stride;
+    const ptrdiff_t decay_stride = x->decay_stride, from_pitch = x->from_pitch, to_pitch = x->to_pitch;
+    const char *from = x->from;
+    char *to = x->to;
+    gdni_vec A[4], B[4], d[4];
+    GDNI_UNROLL
+    for (int j = 0; j < nv && update; j++) d[j] = gdni_finish(x, j * GDNI_LANES);
     GDNI_UNROLL
     for (int j = 0; j < nv && sums; j++) A[j] = B[j] = gdni_set1(0.0f);
-    for (ptrdiff_t i = first; i < rows; i += step) {
-        float *row = tile + i * nv * GDNI_LANES;
+    for (ptrdiff_t i = 0; i < rows; i++) {
+        const float *row = (const float *)(const void *)(from + i * from_pitch);
+        float *new_row = (float *)(void *)(to + i * to_pitch);
         const gdni_vec k_i = gdni_set1(update ? k[i] : 0.0f);
         const gdni_vec decay_i = gdni_set1(update ? decay[i * decay_stride] : 0.0f);
         const gdni_vec kn_i = gdni_set1(sums ? kn[i] : 0.0f), qn_i = gdni_set1(sums ? qn[i] : 0.0f);
+        gdni_ask_ahead(x, i, rows, update);
         GDNI_UNROLL
         for (int j = 0; j < nv; j++) {
             gdni_vec s = gdni_load(row + j * GDNI_LANES);
             if (update) {
                 s = gdni_fma(k_i, d[j], gdni_mul(decay_i, s));
-                gdni_store(row + j * GDNI_LANES, s);
+                gdni_store(new_row + j * GDNI_LANES, s);
             }
             if (sums) {
                 A[j] = gdni_fma(kn_i, s, A[j]);
@@ -2851,47 +2916,6 @@ GDNI_INLINE void gdni_sweep_rows(const gdni_step *x, float *tile, ptrdiff_t firs
             }
         }
     }
-}
-
-/* Partial sums that wait for others to be added to: where bit l of `count` is set, level l holds the sum of 2^l of
- * them. */
-#define gdni_stack GDNI_NAME(stack)
-typedef struct gdni_stack {
-    gdni_vec A[5][4], B[5][4];
-    unsigned count;
-} gdni_stack;
-
-/* Adds to A and B what waits for them, and lets them wait: after the sixteenth they are the sums. */
-#define gdni_push GDNI_NAME(push)
-GDNI_INLINE void gdni_push(gdni_stack *x, const int nv, gdni_vec *A, gdni_vec *B) {
-    GDNI_EXACT
-    int level = 0;
-    for (; x->count >> level & 1u; level++) {
-        GDNI_UNROLL
-        for (int j = 0; j < nv; j++) A[j] = x->A[level][j] + A[j], B[j] = x->B[level][j] + B[j];
-    }
-    GDNI_UNROLL
-    for (int j = 0; j < nv; j++) x->A[level][j] = A[j], x->B[level][j] = B[j];
-    x->count++;
-}
-
-/* `sixteen`: sixteen partial sums over the rows, in the order in which they can be added up as they come. */
-#define gdni_sweep_tile GDNI_NAME(sweep_tile)
-GDNI_INLINE void gdni_sweep_tile(const gdni_step *x, float *tile, ptrdiff_t rows, const int nv, const bool update,
-                                 const bool sums, const bool sixteen) {
-    static const unsigned char order[GDNI_LANES16] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
-    gdni_vec A[4], B[4], d[4];
-    GDNI_UNROLL
-    for (int j = 0; j < nv && update; j++) d[j] = gdni_finish(x, j * GDNI_LANES);
-    if (sixteen) {
-        gdni_stack waiting;
-        waiting.count = 0;
-        for (int i = 0; i < GDNI_LANES16; i++) {
-            gdni_sweep_rows(x, tile, order[i], GDNI_LANES16, rows, nv, update, sums, d, A, B);
-            gdni_push(&waiting, nv, A, B);
-        }
-    } else
-        gdni_sweep_rows(x, tile, 0, 1, rows, nv, update, sums, d, A, B);
     GDNI_UNROLL
     for (int j = 0; j < nv && sums; j++) {
         gdni_store(x->A + j * GDNI_LANES, A[j]);
@@ -2899,32 +2923,94 @@ GDNI_INLINE void gdni_sweep_tile(const gdni_step *x, float *tile, ptrdiff_t rows
     }
 }
 
-#define gdni_sweep_width GDNI_NAME(sweep_width)
-GDNI_INLINE void gdni_sweep_width(const gdni_step *x, float *tile, ptrdiff_t rows, const int nv, bool update, bool sums,
-                                  bool sixteen) {
-    if (!sums)
-        gdni_sweep_tile(x, tile, rows, nv, true, false, false);
-    else if (update && sixteen)
-        gdni_sweep_tile(x, tile, rows, nv, true, true, true);
-    else if (update)
-        gdni_sweep_tile(x, tile, rows, nv, true, true, false);
-    else if (sixteen)
-        gdni_sweep_tile(x, tile, rows, nv, false, true, true);
-    else
-        gdni_sweep_tile(x, tile, rows, nv, false, true, false);
+/* Rows c to c + rows of GDN_STATE_VK, of kp elements each: read from x->from, written to x->to where `update` is set;
+ * the sums of what they then are. `decays`: x->decay has one for each element, not one for all. */
+#define gdni_sweep_rows GDNI_NAME(sweep_rows)
+GDNI_INLINE void gdni_sweep_rows(const gdni_step *x, const gdn_dtype dtype, ptrdiff_t kp, ptrdiff_t c, const int rows,
+                                 const bool update, const bool sums, const bool decays) {
+    enum { FOLDED = GDNI_LANES == 16 ? 8 : 4 };
+    const int num_sums = 2 * rows < FOLDED ? FOLDED : 2 * rows;
+    const ptrdiff_t size = gdni_dtype_size(dtype);
+    const float *k = x->k, *kn = x->kn, *qn = x->qn, *decay = x->decay;
+    const char *from = x->from + c * kp * size;
+    char *to = x->to + c * kp * size;
+    gdni_vec d[GDNI_VK_ROWS], part[16][gdni_parts], k_i, kn_i, qn_i, decay_i; /* A of each row, B of each row */
+    if (update && !decays) decay_i = gdni_set1(decay[0]);
+    GDNI_UNROLL
+    for (int j = 0; j < rows && update; j++) d[j] = gdni_set1(x->d[c + j]);
+    GDNI_UNROLL
+    for (int j = 0; j < num_sums && sums; j++) {
+        GDNI_UNROLL
+        for (int p = 0; p < gdni_parts; p++) part[j][p] = gdni_set1(0.0f);
+    }
+    for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES16) {
+        GDNI_UNROLL
+        for (int p = 0; p < gdni_parts; p++) {
+            const ptrdiff_t at = i + p * GDNI_LANES;
+            gdni_vec s[GDNI_VK_ROWS];
+            if (update) k_i = gdni_load(k + at);
+            if (update && decays) decay_i = gdni_load(decay + at);
+            if (sums) kn_i = gdni_load(kn + at), qn_i = gdni_load(qn + at);
+            GDNI_UNROLL
+            for (int j = 0; j < rows; j++) {
+                s[j] = gdni_load_vec(from + (j * kp + at) * size, dtype);
+                if (update) s[j] = gdni_fma(k_i, d[j], gdni_mul(decay_i, s[j]));
+                if (sums) {
+                    part[j][p] = gdni_fma(kn_i, s[j], part[j][p]);
+                    part[rows + j][p] = gdni_fma(qn_i, s[j], part[rows + j][p]);
+                }
+            }
+            GDNI_UNROLL
+            for (int j = 0; j < rows && update; j++) gdni_store_vec(to + (j * kp + at) * size, dtype, s[j]);
+        }
+    }
+    if (sums) {
+        float total[16];
+        GDNI_UNROLL
+        for (int j = 0; j < num_sums; j += FOLDED) gdni_fold(part + j, total + j);
+        memcpy(x->A + c, total, (size_t)rows * sizeof(float));
+        memcpy(x->B + c, total + rows, (size_t)rows * sizeof(float));
+    }
 }
 
-/* Vectors in a row of a strip's tile: 4, or 2. Narrower, a tile would wait for its own sums. */
+/* `rows` at a time. */
+#define gdni_sweep_vk GDNI_NAME(sweep_vk)
+GDNI_INLINE void gdni_sweep_vk(const gdni_step *x, const gdn_dtype dtype, ptrdiff_t kp, ptrdiff_t columns,
+                               const int rows, const bool update, const bool sums, const bool decays) {
+    ptrdiff_t c = 0;
+    for (; c + rows <= columns; c += rows) {
+        for (int j = 0; j < rows && x->next != NULL; j++) gdni_ask_ahead(x, c + j, columns, update);
+        gdni_sweep_rows(x, dtype, kp, c, rows, update, sums, decays);
+    }
+    for (; c < columns; c++) gdni_sweep_rows(x, dtype, kp, c, 1, update, sums, decays);
+}
+
+/* Vectors in a row of a strip's tile of GDN_STATE_KV: 4, or 2. Narrower, a tile would wait for its own sums. */
 #define gdni_tile_vectors GDNI_NAME(tile_vectors)
 GDNI_INLINE int gdni_tile_vectors(const gdni_strip *x) { return x->c1 - x->c0 > 2 * GDNI_LANES ? 4 : 2; }
 
 #define gdni_sweep GDNI_NAME(sweep)
 static void gdni_sweep(const gdni_run *u, const gdni_strip *tile, const gdni_step *x, bool update, bool sums) {
-    const bool sixteen = gdni_vk_states(u->r);
-    if (gdni_tile_vectors(tile) == 4)
-        gdni_sweep_width(x, tile->tile, u->r->head_k_dim, 4, update, sums, sixteen);
-    else
-        gdni_sweep_width(x, tile->tile, u->r->head_k_dim, 2, update, sums, sixteen);
+    const ptrdiff_t columns = tile->c1 - tile->c0, K = u->r->head_k_dim, kp = u->w->kp;
+    const bool vk = gdni_vk_states(u->r);
+    for (ptrdiff_t c = 0; c < columns && vk && update; c += GDNI_LANES) gdni_finish(x, c);
+#define GDNI_SWEEP(update, sums)                                                                                       \
+    if (vk && x->decay_stride == 0)                                                                                    \
+        gdni_sweep_vk(x, GDN_F32, kp, columns, GDNI_VK_ROWS, update, sums, false);                                     \
+    else if (vk)                                                                                                       \
+        gdni_sweep_vk(x, GDN_F32, kp, columns, GDNI_VK_ROWS, update, sums, true);                                      \
+    else if (gdni_tile_vectors(tile) == 4)                                                                             \
+        gdni_sweep_kv(x, K, 4, update, sums);                                                                          \
+    else                                                                                                               \
+        gdni_sweep_kv(x, K, 2, update, sums);
+    if (!sums) {
+        GDNI_SWEEP(true, false)
+    } else if (update) {
+        GDNI_SWEEP(true, true)
+    } else {
+        GDNI_SWEEP(false, true)
+    }
+#undef GDNI_SWEEP
 }
 
 /* Copies the columns of a tile from a state matrix (NULL: zeros), or (store) back. */
@@ -2933,9 +3019,10 @@ static void gdni_move_tile(const gdni_run *u, gdni_matrix m, const gdni_strip *x
     const ptrdiff_t K = u->r->head_k_dim, size = gdni_dtype_size(m.dtype), kp = u->w->kp;
     const ptrdiff_t count = x->c1 - x->c0, width = gdni_tile_vectors(x) * GDNI_LANES;
     if (m.data == NULL) {
-        if (!store) memset(x->tile, 0, (size_t)(width * K) * sizeof(float));
+        if (!store) memset(x->tile, 0, (size_t)(width * kp) * sizeof(float));
         return;
     }
+    if (!store) memset(x->tile + width * K, 0, (size_t)(width * (kp - K)) * sizeof(float));
     if (!gdni_vk_states(u->r)) {
         for (ptrdiff_t i = 0; i < K; i++) {
             char *row = m.data + (i * u->r->head_v_dim + x->c0) * size;
@@ -2962,80 +3049,184 @@ static void gdni_move_tile(const gdni_run *u, gdni_matrix m, const gdni_strip *x
     }
 }
 
+/* The same for a tile of GDN_STATE_VK: rows of kp elements, one for each column. */
+#define gdni_move_rows GDNI_NAME(move_rows)
+static void gdni_move_rows(const gdni_run *u, gdni_matrix m, const gdni_strip *x, bool store) {
+    const ptrdiff_t K = u->r->head_k_dim, size = gdni_dtype_size(m.dtype), kp = u->w->kp, count = x->c1 - x->c0;
+    if (m.data == NULL && !store) memset(x->tile, 0, (size_t)(count * kp) * sizeof(float));
+    for (ptrdiff_t c = 0; c < count && m.data != NULL; c++) {
+        char *row = m.data + (x->c0 + c) * K * size;
+        if (store)
+            gdni_store_row(row, m.dtype, K, x->tile + c * kp);
+        else
+            gdni_load_row(row, m.dtype, K, kp, x->tile + c * kp);
+    }
+}
+
+#define gdni_move GDNI_NAME(move)
+static void gdni_move(const gdni_run *u, gdni_matrix m, const gdni_strip *x, bool store) {
+    if (gdni_vk_states(u->r))
+        gdni_move_rows(u, m, x, store);
+    else
+        gdni_move_tile(u, m, x, store);
+}
+
+/* The rows of a tile. */
+#define gdni_place GDNI_NAME(place)
+typedef struct gdni_place {
+    char *data;
+    ptrdiff_t pitch;
+} gdni_place;
+
+#define gdni_tile_place GDNI_NAME(tile_place)
+static gdni_place gdni_tile_place(const gdni_run *u, const gdni_strip *x) {
+    const ptrdiff_t width = gdni_vk_states(u->r) ? u->w->kp : gdni_tile_vectors(x) * GDNI_LANES;
+    const gdni_place y = {(char *)x->tile, width * (ptrdiff_t)sizeof(float)};
+    return y;
+}
+
+/* Where its columns lie in a state matrix, if they can be swept there: floats, in whole vectors. */
+#define gdni_matrix_place GDNI_NAME(matrix_place)
+static gdni_place gdni_matrix_place(const gdni_run *u, gdni_matrix m, const gdni_strip *x) {
+    const ptrdiff_t K = u->r->head_k_dim, V = u->r->head_v_dim, width = gdni_tile_vectors(x) * GDNI_LANES;
+    const bool vk = gdni_vk_states(u->r), whole = vk ? K == u->w->kp : x->c1 - x->c0 == width;
+    gdni_place y = {NULL, (vk ? K : V) * (ptrdiff_t)sizeof(float)};
+    if (m.data != NULL && m.dtype == GDN_F32 && whole) y.data = m.data + x->c0 * (vk ? y.pitch : 4);
+    return y;
+}
+
+/* Where token t leaves the columns: a state that goes to one place is written there at once. */
+#define gdni_goal GDNI_NAME(goal)
+static gdni_place gdni_goal(const gdni_run *u, const gdni_strip *x, ptrdiff_t t) {
+    const gdni_matrix cache = gdni_cache_matrix(u->r, u->s.row, t, x->value_head);
+    const gdni_matrix pool = gdni_pool_matrix(u->r, gdni_step_slot(u->r, &u->s, u->n, t), x->value_head);
+    gdni_place y = {NULL, 0};
+    if (cache.data == NULL || pool.data == NULL) y = gdni_matrix_place(u, cache.data == NULL ? pool : cache, x);
+    if (y.data != NULL) return y;
+    return gdni_tile_place(u, x);
+}
+
+/* Reads a tile's columns from a state matrix: from there on the spot, or through the tile. */
+#define gdni_read_state GDNI_NAME(read_state)
+static void gdni_read_state(const gdni_run *u, gdni_matrix m, const gdni_strip *x, gdni_step *step) {
+    gdni_place from = gdni_matrix_place(u, m, x);
+    if (from.data == NULL) {
+        gdni_move(u, m, x, false);
+        from = gdni_tile_place(u, x);
+    }
+    step->from = from.data, step->from_pitch = from.pitch;
+}
+
 /* Tokens t0 to t0 + count of a tile, whose q, k, v and gates are prepared, and q, k and gates of the token after them.
- * `strip`, where it is not negative: of this one the rows of the next block are asked for. */
+ * `strip`, where it is not negative: of this one the rows of the next block are asked for. `next_state` is read after
+ * this one, or NULL. */
 #define gdni_run_tile GDNI_NAME(run_tile)
-static void gdni_run_tile(const gdni_run *u, const gdni_strip *x, ptrdiff_t t0, ptrdiff_t count, int strip) {
+static void gdni_run_tile(const gdni_run *u, const gdni_strip *x, ptrdiff_t t0, ptrdiff_t count, int strip,
+                          const char *next_state) {
     const gdn_params *r = u->r;
     const gdni_sequence *s = &u->s;
     const bool tree = r->retrieve_parent_token.data != NULL && s->row >= 0;
     const bool every_step = s->row >= 0 || r->ssm_state_indices.data != NULL;
+    const ptrdiff_t size = gdni_dtype_size(r->initial_state_source.dtype), columns = x->c1 - x->c0;
     bool update = t0 > 0 && !tree; /* A and B are those of token t: it can be finished and the tile updated */
     gdni_step step;
     memset(&step, 0, sizeof step);
-    if (t0 == 0) gdni_move_tile(u, gdni_pool_matrix(r, s->read, x->value_head), x, false);
+    step.next_pitch = (gdni_vk_states(r) ? r->head_k_dim : r->head_v_dim) * size;
+    step.next_bytes = gdni_vk_states(r) ? step.next_pitch : columns * size;
+    if (t0 == 0) {
+        gdni_read_state(u, gdni_pool_matrix(r, s->read, x->value_head), x, &step);
+    } else {
+        const gdni_place from = gdni_goal(u, x, t0 - 1);
+        step.from = from.data, step.from_pitch = from.pitch;
+    }
     for (ptrdiff_t t = 0; t < count;) {
         const int64_t parent = tree && !update ? gdni_parent(r, s, u->n, t0 + t) : -1;
         const ptrdiff_t next = update ? t + 1 : t; /* the token whose sums are taken */
         const bool sums = t0 + next < s->length && !(tree && update);
-        if (parent >= 0) gdni_move_tile(u, gdni_cache_matrix(r, s->row, parent, x->value_head), x, false);
+        const gdni_place to = gdni_goal(u, x, t0 + t);
+        if (parent >= 0) gdni_read_state(u, gdni_cache_matrix(r, s->row, parent, x->value_head), x, &step);
         gdni_aim(u, x, &step, t0, t);
         if (sums) gdni_aim_sums(u, &step, next);
         if (update) {
-            gdni_prefetch(gdni_output_row(r, s, t0 + t, x->value_head, x->c0),
-                          (x->c1 - x->c0) * gdni_dtype_size(r->o.dtype));
+            gdni_prefetch(gdni_output_row(r, s, t0 + t, x->value_head, x->c0), columns * gdni_dtype_size(r->o.dtype));
             if (strip >= 0) gdni_fetch(u, strip, t0 + count + t);
         }
+        if (every_step) { /* where the state goes next */
+            step.next = t0 + next < s->length ? gdni_goal(u, x, t0 + next).data : next_state;
+            step.next_whole = true;
+            step.next_pitch = to.pitch;
+        } else
+            step.next = t == 0 ? next_state : NULL;
+        step.to = to.data, step.to_pitch = to.pitch;
         gdni_sweep(u, x, &step, update, sums);
-        if (update && every_step) gdni_move_tile(u, gdni_cache_matrix(r, s->row, t0 + t, x->value_head), x, true);
-        if (update && (every_step || t0 + t + 1 == s->length))
-            gdni_move_tile(u, gdni_pool_matrix(r, gdni_step_slot(r, s, u->n, t0 + t), x->value_head), x, true);
+        if (update) {
+            step.from = to.data, step.from_pitch = to.pitch;
+            if (to.data == (char *)x->tile) {
+                gdni_move(u, gdni_cache_matrix(r, s->row, t0 + t, x->value_head), x, true);
+                gdni_move(u, gdni_pool_matrix(r, gdni_step_slot(r, s, u->n, t0 + t), x->value_head), x, true);
+            }
+        }
         t = next;
         update = sums;
     }
+}
+
+/* Columns of the tiles of a strip. */
+#define gdni_tile_width GDNI_NAME(tile_width)
+static ptrdiff_t gdni_tile_width(const gdni_workspace *w) {
+    return (GDNI_TILE_KIB * 1024 / 4 / GDNI_LANES / w->kp < 4 ? 2 : 4) * GDNI_LANES;
+}
+
+/* Where a strip reads its state, from column c on, or the next run where there is no such strip; or NULL. */
+#define gdni_state_at GDNI_NAME(state_at)
+static const char *gdni_state_at(const gdni_run *u, int strip, ptrdiff_t c) {
+    gdni_matrix m;
+    if (strip == u->num_strips) u = u->next, strip = 0;
+    if (u == NULL) return NULL;
+    m = gdni_pool_matrix(u->r, u->s.read, u->strips[strip].value_head);
+    c = c > u->strips[strip].c0 ? c : u->strips[strip].c0;
+    if (m.data != NULL) m.data += c * (gdni_vk_states(u->r) ? u->r->head_k_dim : 1) * gdni_dtype_size(m.dtype);
+    return m.data;
 }
 
 #define gdni_run_block GDNI_NAME(run_block)
 static void gdni_run_block(const gdni_run *u, ptrdiff_t t0) {
     const gdni_workspace *w = u->w;
     const ptrdiff_t count = gdni_min(w->block, u->s.length - t0), prepared = gdni_min(count + 1, u->s.length - t0);
-    const ptrdiff_t width = (GDNI_TILE_KIB * 1024 / 4 / GDNI_LANES / w->kp < 4 ? 2 : 4) * GDNI_LANES;
+    const ptrdiff_t width = gdni_tile_width(w);
     gdni_prepare_qk(u, t0, prepared);
-    gdni_gather_v(u, t0, count);
+    gdni_gather_v(u, t0, count, false);
     for (int i = 0; i < u->num_strips; i++) {
         const gdni_strip *x = &u->strips[i];
         gdni_prepare_gates(u, x->value_head, t0, prepared);
+        gdni_fold_decays(u, prepared);
         for (ptrdiff_t c = x->c0; c < x->c1; c += width) {
             const gdni_strip tile = gdni_columns(x, c, gdni_min(c + width, x->c1), w);
-            gdni_run_tile(u, &tile, t0, count, c == x->c0 ? i : -1);
+            const char *next = NULL;
+            if (t0 == 0 && c + width < x->c1)
+                next = gdni_state_at(u, i, c + width);
+            else if (t0 == 0)
+                next = gdni_state_at(u, i + 1, 0);
+            gdni_run_tile(u, &tile, t0, count, c == x->c0 ? i : -1, next);
         }
     }
-    gdni_scatter_o(u, t0, count);
+    gdni_scatter_o(u, t0, count, false);
 }
 
 /* ---- One token: the state is read once and written once, where it lies ---- */
 
-/* While one state is worked on, the next one is asked for: half its rows during the sums, half during the update, so
- * that the memory never rests. */
-#define gdni_ask_ahead GDNI_NAME(ask_ahead)
-GDNI_INLINE void gdni_ask_ahead(const char *next, ptrdiff_t pitch, ptrdiff_t size, ptrdiff_t row, ptrdiff_t rows,
-                                const bool second_half) {
-    const ptrdiff_t place = second_half ? rows + row : row;
-    if (next != NULL && place % 2 == 0) gdni_prefetch(next + place / 2 * pitch, size);
-}
-
 /* A and B over `rows` rows of nv vectors of a GDN_STATE_KV matrix. */
 #define gdni_sums_kv GDNI_NAME(sums_kv)
 GDNI_INLINE void gdni_sums_kv(const gdni_step *x, const gdn_dtype dtype, ptrdiff_t rows, const int nv) {
-    const ptrdiff_t bytes = GDNI_LANES * gdni_dtype_size(dtype), pitch = x->pitch;
-    const char *from = x->from, *next = x->next;
+    const ptrdiff_t bytes = GDNI_LANES * gdni_dtype_size(dtype), pitch = x->from_pitch;
+    const char *from = x->from;
     const float *kn = x->kn, *qn = x->qn;
     gdni_vec A[GDNI_STREAM], B[GDNI_STREAM], s[2];
     GDNI_UNROLL
     for (int j = 0; j < nv; j++) A[j] = B[j] = gdni_set1(0.0f);
     for (ptrdiff_t i = 0; i < rows; i++) {
         const gdni_vec kn_i = gdni_set1(kn[i]), qn_i = gdni_set1(qn[i]);
-        gdni_ask_ahead(next, pitch, nv * bytes, i, rows, false);
+        gdni_ask_ahead(x, i, rows, false);
         GDNI_UNROLL
         for (int j = 0; j < nv; j += 2) {
             gdni_load_pair(from + i * pitch + j * bytes, dtype, s);
@@ -3054,8 +3245,8 @@ GDNI_INLINE void gdni_sums_kv(const gdni_step *x, const gdn_dtype dtype, ptrdiff
 
 #define gdni_update_kv GDNI_NAME(update_kv)
 GDNI_INLINE void gdni_update_kv(const gdni_step *x, const gdn_dtype dtype, ptrdiff_t rows, const int nv) {
-    const ptrdiff_t bytes = GDNI_LANES * gdni_dtype_size(dtype), pitch = x->pitch;
-    const char *from = x->from, *next = x->next;
+    const ptrdiff_t bytes = GDNI_LANES * gdni_dtype_size(dtype), pitch = x->from_pitch;
+    const char *from = x->from;
     const float *k = x->k, *decay = x->decay;
     char *to = x->to;
     gdni_vec d[GDNI_STREAM], s[GDNI_STREAM];
@@ -3063,7 +3254,7 @@ GDNI_INLINE void gdni_update_kv(const gdni_step *x, const gdn_dtype dtype, ptrdi
     for (int j = 0; j < nv; j += 2) gdni_deal(x->d + j * GDNI_LANES, dtype, &d[j]);
     for (ptrdiff_t i = 0; i < rows; i++) {
         const gdni_vec k_i = gdni_set1(k[i]), decay_i = gdni_set1(decay[i]);
-        gdni_ask_ahead(next, pitch, nv * bytes, i, rows, true);
+        gdni_ask_ahead(x, i, rows, true);
         GDNI_UNROLL
         for (int j = 0; j < nv; j += 2) {
             gdni_load_pair(from + i * pitch + j * bytes, dtype, &s[j]);
@@ -3075,98 +3266,27 @@ GDNI_INLINE void gdni_update_kv(const gdni_step *x, const gdn_dtype dtype, ptrdi
     }
 }
 
-/* A and B over `columns` rows of K = kp elements of a GDN_STATE_VK matrix. */
-#define gdni_sums_vk GDNI_NAME(sums_vk)
-GDNI_INLINE void gdni_sums_vk(const gdni_step *x, const gdn_dtype dtype, ptrdiff_t kp, ptrdiff_t columns) {
-    enum { SUMS = GDNI_VK_ROWS == 4 ? 8 : 4 };
-    const ptrdiff_t size = gdni_dtype_size(dtype);
-    const char *from = x->from, *next = x->next;
-    const float *kn = x->kn, *qn = x->qn;
-    for (ptrdiff_t c = 0; c < columns; c += GDNI_VK_ROWS) {
-        gdni_vec part[SUMS][gdni_parts]; /* A of each row, B of each row */
-        float sums[SUMS];
-        const char *row[GDNI_VK_ROWS];
-        GDNI_UNROLL
-        for (int j = 0; j < GDNI_VK_ROWS; j++) {
-            row[j] = from + gdni_min(c + j, columns - 1) * kp * size;
-            gdni_ask_ahead(next, kp * size, kp * size, c + j, columns, false);
-        }
-        GDNI_UNROLL
-        for (int j = 0; j < SUMS; j++) {
-            GDNI_UNROLL
-            for (int p = 0; p < gdni_parts; p++) part[j][p] = gdni_set1(0.0f);
-        }
-        for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES16) {
-            GDNI_UNROLL
-            for (int p = 0; p < gdni_parts; p++) {
-                const ptrdiff_t at = i + p * GDNI_LANES;
-                const gdni_vec k = gdni_load(kn + at), q = gdni_load(qn + at);
-                GDNI_UNROLL
-                for (int j = 0; j < GDNI_VK_ROWS; j++) {
-                    const gdni_vec s = gdni_load_vec(row[j] + at * size, dtype);
-                    part[j][p] = gdni_fma(k, s, part[j][p]);
-                    part[GDNI_VK_ROWS + j][p] = gdni_fma(q, s, part[GDNI_VK_ROWS + j][p]);
-                }
-            }
-        }
-        gdni_fold(part, sums);
-        memcpy(x->A + c, sums, GDNI_VK_ROWS * sizeof(float));
-        memcpy(x->B + c, sums + GDNI_VK_ROWS, GDNI_VK_ROWS * sizeof(float));
-    }
-}
-
-/* `count` rows of K = kp elements of a GDN_STATE_VK matrix, from row c on. */
-#define gdni_update_rows GDNI_NAME(update_rows)
-GDNI_INLINE void gdni_update_rows(const gdni_step *x, const gdn_dtype dtype, ptrdiff_t kp, ptrdiff_t c,
-                                  const int count) {
-    const ptrdiff_t size = gdni_dtype_size(dtype);
-    const char *from = x->from + c * kp * size;
-    const float *k = x->k, *decay = x->decay;
-    char *to = x->to + c * kp * size;
-    gdni_vec d[GDNI_VK_ROWS], s[GDNI_VK_ROWS];
-    GDNI_UNROLL
-    for (int j = 0; j < count; j++) d[j] = gdni_set1(x->d[c + j]);
-    for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES) {
-        const gdni_vec k_i = gdni_load(k + i), decay_i = gdni_load(decay + i);
-        GDNI_UNROLL
-        for (int j = 0; j < count; j++)
-            s[j] = gdni_fma(k_i, d[j], gdni_mul(decay_i, gdni_load_vec(from + (j * kp + i) * size, dtype)));
-        GDNI_UNROLL
-        for (int j = 0; j < count; j++) gdni_store_vec(to + (j * kp + i) * size, dtype, s[j]);
-    }
-}
-
-#define gdni_update_vk GDNI_NAME(update_vk)
-GDNI_INLINE void gdni_update_vk(const gdni_step *x, const gdn_dtype dtype, ptrdiff_t kp, ptrdiff_t columns) {
-    const ptrdiff_t bytes = kp * gdni_dtype_size(dtype), whole = columns / GDNI_VK_ROWS * GDNI_VK_ROWS;
-    for (ptrdiff_t c = 0; c < columns; c++) {
-        gdni_ask_ahead(x->next, bytes, bytes, c, columns, true);
-        if (c >= whole)
-            gdni_update_rows(x, dtype, kp, c, 1);
-        else if (c % GDNI_VK_ROWS == 0)
-            gdni_update_rows(x, dtype, kp, c, GDNI_VK_ROWS);
-    }
-}
-
 /* Some columns of a strip, for one dtype: nv vectors of them, or (0) rows of a GDN_STATE_VK matrix. */
 #define gdni_stream_columns GDNI_NAME(stream_columns)
 GDNI_INLINE void gdni_stream_columns(const gdni_run *u, const gdni_strip *x, const gdni_step *step,
                                      const gdn_dtype dtype, const int nv) {
+    enum { rows = GDNI_VK_ROWS > 4 ? 4 : GDNI_VK_ROWS }; /* more, and the memory is asked for in bursts */
     if (nv == 0)
-        gdni_sums_vk(step, dtype, u->r->head_k_dim, x->c1 - x->c0);
+        gdni_sweep_vk(step, dtype, u->r->head_k_dim, x->c1 - x->c0, rows, false, true, true);
     else
         gdni_sums_kv(step, dtype, u->r->head_k_dim, nv);
     for (ptrdiff_t c = 0; c < x->c1 - x->c0; c += GDNI_LANES) gdni_finish(step, c);
     if (step->to == NULL) return;
     if (nv == 0)
-        gdni_update_vk(step, dtype, u->r->head_k_dim, x->c1 - x->c0);
+        gdni_sweep_vk(step, dtype, u->r->head_k_dim, x->c1 - x->c0, rows, true, false, true);
     else
         gdni_update_kv(step, dtype, u->r->head_k_dim, nv);
 }
 
-/* A strip of a sequence of one token; `next` is the state that is streamed after it, or NULL. */
+/* Strip i of a sequence of one token. */
 #define gdni_stream GDNI_NAME(stream)
-static void gdni_stream(const gdni_run *u, const gdni_strip *strip, const char *next) {
+static void gdni_stream(const gdni_run *u, int i) {
+    const gdni_strip *strip = &u->strips[i];
     const gdn_params *r = u->r;
     const gdni_workspace *w = u->w;
     const bool vk = gdni_vk_states(r);
@@ -3176,8 +3296,8 @@ static void gdni_stream(const gdni_run *u, const gdni_strip *strip, const char *
     gdni_step step;
     memset(&step, 0, sizeof step);
     gdni_aim_sums(u, &step, 0);
-    step.pitch = (vk ? r->head_k_dim : r->head_v_dim) * size;
-    for (ptrdiff_t i = 0; i < w->kp && !r->is_kda; i += GDNI_LANES) gdni_store(w->decay + i, gdni_set1(w->gate[0]));
+    step.from_pitch = step.to_pitch = step.next_pitch = (vk ? r->head_k_dim : r->head_v_dim) * size;
+    for (ptrdiff_t j = 0; j < w->kp && !r->is_kda; j += GDNI_LANES) gdni_store(w->decay + j, gdni_set1(w->gate[0]));
     for (ptrdiff_t c = strip->c0, end; c < strip->c1; c = end) {
         gdni_strip x;
         if (vk)
@@ -3189,10 +3309,8 @@ static void gdni_stream(const gdni_run *u, const gdni_strip *strip, const char *
         step.decay = w->decay;
         step.from = from.data + c * column;
         step.to = to.data == NULL ? NULL : to.data + c * column;
-        if (end < strip->c1)
-            step.next = from.data + end * column;
-        else
-            step.next = next == NULL ? NULL : next + strip->c0 * column;
+        step.next = end < strip->c1 ? gdni_state_at(u, i, end) : gdni_state_at(u, i + 1, 0);
+        step.next_bytes = vk ? column : (end - c) * size;
 #define GDNI_STREAM_COLUMNS(type)                                                                                      \
     if (vk)                                                                                                            \
         gdni_stream_columns(u, &x, &step, type, 0);                                                                    \
@@ -3216,17 +3334,422 @@ static bool gdni_streams(const gdni_run *u) {
 #define gdni_run_decode GDNI_NAME(run_decode)
 static void gdni_run_decode(const gdni_run *u) {
     gdni_prepare_qk(u, 0, 1);
-    gdni_gather_v(u, 0, 1);
+    gdni_gather_v(u, 0, 1, false);
     for (int i = 0; i < u->num_strips; i++) {
-        const gdni_run *after = i + 1 < u->num_strips ? u : u->next;
-        const char *next = NULL;
-        if (after != NULL)
-            next = gdni_pool_matrix(u->r, after->s.read, after->strips[after == u ? i + 1 : 0].value_head).data;
         gdni_prepare_gates(u, u->strips[i].value_head, 0, 1);
+        gdni_fold_decays(u, 1);
         gdni_fetch(u, i, 1);
-        gdni_stream(u, &u->strips[i], next);
+        gdni_stream(u, i);
     }
-    gdni_scatter_o(u, 0, 1);
+    gdni_scatter_o(u, 0, 1, false);
+}
+
+/* ---- Many tokens in chunks of up to sixteen, as products of matrices: the state stays in the same tiles ---- */
+
+/* Of a chunk, tokens a to b, all of which remember the first one; G_i is the product of the decays of a to i, P(j,i) of
+ * those after j up to i, factor by factor in this order, so that nothing is divided by a decay:
+ *     d_i = beta_i (v_i - G_i k_i.S - sum over j < i of P(j,i) k_i.k_j d_j)
+ *     o_i = G_i q_i.S + sum over j <= i of P(j,i) q_i.k_j d_j
+ *     S = G_{b-1} S + sum over j of P(j,b-1) k_j d_j
+ * With KDA the decays are vectors over K, inside the products. What a product holds at once: rows of its left factor
+ * and vectors of its right one; k.k and q.k have sixteen columns. */
+#define gdni_chunk_rows GDNI_NAME(chunk_rows)
+#define gdni_chunk_vectors GDNI_NAME(chunk_vectors)
+#define gdni_score_vectors GDNI_NAME(score_vectors)
+#define gdni_score_rows GDNI_NAME(score_rows)
+#define gdni_solve_rows GDNI_NAME(solve_rows)
+enum {
+    gdni_chunk_rows = 4,
+    gdni_chunk_vectors = GDNI_STREAM == 8 ? 4 : 2,
+    gdni_score_vectors = GDNI_LANES == 16 ? 1 : 2,
+    gdni_score_rows = GDNI_LANES == 16 ? 8 : 4,
+    gdni_solve_rows = gdni_chunk_vectors
+};
+
+/* A chunk of a run: its first token and how many there are, and the rows of memory that the next chunk will touch. */
+#define gdni_chunk GDNI_NAME(chunk)
+typedef struct gdni_chunk {
+    ptrdiff_t t0, count;
+    const char *ahead[GDNI_CHUNK * (2 + 3 * GDNI_RUN) + 1]; /* and, after them, one that may be asked for again */
+    ptrdiff_t num_ahead, asked, step; /* `step` bytes of a row for each sixteen steps of a product */
+    const float *v;                   /* of a strip, a row for each token: in the workspace, or the caller's */
+    float *o;
+    ptrdiff_t v_pitch, o_pitch, c0; /* its first column */
+} gdni_chunk;
+
+/* Whether a run is computed in chunks: not where a state between two tokens is stored or read, nor a single token,
+ * which is the same work either way. */
+#define gdni_in_chunks GDNI_NAME(in_chunks)
+static bool gdni_in_chunks(const gdni_run *u) {
+    return u->r->compute == GDN_COMPUTE_F32_CHUNKS && u->s.length > 1 &&
+           u->r->intermediate_states_buffer.data == NULL && u->r->ssm_state_indices.data == NULL;
+}
+
+/* The rows of one head lie a whole token apart, often a page of memory or more, which no processor foresees: the chunk
+ * after this one, or the first one of the next run, is asked for while this one is computed. */
+#define gdni_look_ahead GDNI_NAME(look_ahead)
+static void gdni_look_ahead(const gdni_run *u, gdni_chunk *y) {
+    const gdn_params *r = u->r;
+    ptrdiff_t t = y->t0 + y->count;
+    y->num_ahead = y->asked = 0;
+    y->ahead[0] = (const char *)u->w->k;
+    y->step = GDNI_LANES16 * gdni_dtype_size(r->q.dtype);
+    if (t >= u->s.length) t = 0, u = u->next;
+    if (u == NULL) return;
+    for (const ptrdiff_t end = gdni_min(t + GDNI_CHUNK, u->s.length); t < end; t++) {
+        y->ahead[y->num_ahead++] = (const char *)gdni_row(&r->q, &u->s, t, u->key_head);
+        y->ahead[y->num_ahead++] = (const char *)gdni_row(&r->k, &u->s, t, u->key_head);
+        for (const gdni_strip *x = u->strips; x < u->strips + u->num_strips; x++) {
+            y->ahead[y->num_ahead++] =
+                (const char *)gdni_row(&r->v, &u->s, t, x->value_head) + x->c0 * gdni_dtype_size(r->v.dtype);
+            y->ahead[y->num_ahead++] = gdni_output_row(r, &u->s, t, x->value_head, x->c0);
+            if (r->is_kda) y->ahead[y->num_ahead++] = (const char *)gdni_row(&r->a, &u->s, t, x->value_head);
+        }
+    }
+    y->ahead[y->num_ahead] = y->ahead[0];
+}
+
+/* Of the lanes `first` and on, those below n. */
+#define gdni_lanes_below GDNI_NAME(lanes_below)
+GDNI_INLINE gdni_word gdni_lanes_below(ptrdiff_t n, ptrdiff_t first) {
+    static const uint32_t lanes[2 * GDNI_CHUNK] = {~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u,
+                                                   ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u};
+    gdni_word where;
+    memcpy(&where, lanes + GDNI_CHUNK - n + first, sizeof where);
+    return where;
+}
+
+/* The decay in some lanes, 1 in the others. */
+#define gdni_decay_in GDNI_NAME(decay_in)
+GDNI_INLINE gdni_vec gdni_decay_in(gdni_word where, float decay) {
+    return GDNI_FLOATS((GDNI_WORDS(gdni_set1(decay)) & where) | (GDNI_WORDS(gdni_set1(1.0f)) & ~where));
+}
+
+#define gdni_minus GDNI_NAME(minus)
+GDNI_INLINE gdni_vec gdni_minus(gdni_vec x) {
+    GDNI_EXACT
+    return gdni_set1(0.0f) - x;
+}
+
+/* `rows` rows of the left factor, kp apart, times nv vectors of the right one, whose rows and those of the product are
+ * `pitch` apart. */
+#define gdni_product GDNI_NAME(product)
+GDNI_INLINE void gdni_product(gdni_chunk *y, const float *left, ptrdiff_t kp, const int rows, const float *right,
+                              ptrdiff_t pitch, const int nv, float *to) {
+    const char *ahead[GDNI_AHEAD];
+    gdni_vec sum[8][4];
+    for (int i = 0; i < GDNI_AHEAD; i++) ahead[i] = y->ahead[gdni_min(y->asked++, y->num_ahead)];
+    GDNI_UNROLL
+    for (int i = 0; i < rows; i++) {
+        GDNI_UNROLL
+        for (int h = 0; h < nv; h++) sum[i][h] = gdni_set1(0.0f);
+    }
+    for (ptrdiff_t c = 0, at = 0; c < kp; at += y->step) {
+        GDNI_UNROLL
+        for (int i = 0; i < GDNI_AHEAD; i++) gdni_prefetch(ahead[i] + at, 1);
+        for (const ptrdiff_t end = c + GDNI_LANES16; c < end;) {
+            GDNI_UNROLL
+            for (int j = 0; j < 4; j++, c++) {
+                gdni_vec s[4];
+                GDNI_UNROLL
+                for (int h = 0; h < nv; h++) s[h] = gdni_load(right + c * pitch + h * GDNI_LANES);
+                GDNI_UNROLL
+                for (int i = 0; i < rows; i++) {
+                    const gdni_vec x = gdni_set1(left[i * kp + c]);
+                    GDNI_UNROLL
+                    for (int h = 0; h < nv; h++) sum[i][h] = gdni_fma(x, s[h], sum[i][h]);
+                }
+            }
+        }
+    }
+    GDNI_UNROLL
+    for (int i = 0; i < rows; i++) {
+        GDNI_UNROLL
+        for (int h = 0; h < nv; h++) gdni_store(to + i * pitch + h * GDNI_LANES, sum[i][h]);
+    }
+}
+
+/* k.k and q.k of any two tokens, without decays, lanes along the earlier one. */
+#define gdni_raw_scores GDNI_NAME(raw_scores)
+static void gdni_raw_scores(const gdni_run *u, gdni_chunk *y) {
+    const gdni_workspace *w = u->w;
+    for (ptrdiff_t i = 0; i < y->count; i += gdni_score_rows)
+        for (ptrdiff_t j = 0; j < GDNI_CHUNK; j += gdni_score_vectors * GDNI_LANES)
+            for (int q = 0; q < 2; q++)
+                gdni_product(y, (q == 0 ? w->k : w->q) + i * w->kp, w->kp, gdni_score_rows, w->kt + j, GDNI_CHUNK,
+                             gdni_score_vectors, w->raw + (q * GDNI_CHUNK + i) * GDNI_CHUNK + j);
+}
+
+/* Tokens a to b: G_i, the scores -P(j,i) k_i.k_j and P(j,i) q_i.k_j, and P(j,b-1). */
+#define gdni_decay_scores GDNI_NAME(decay_scores)
+static void gdni_decay_scores(const gdni_workspace *w, ptrdiff_t a, ptrdiff_t b) {
+    float G = 1.0f;
+    for (ptrdiff_t i = a; i < b; i++) w->G[i - a] = G *= w->gate[i];
+    for (ptrdiff_t c = 0; c < GDNI_CHUNK; c += GDNI_LANES) {
+        gdni_vec P = gdni_set1(1.0f);
+        for (ptrdiff_t i = a; i < b; i++) {
+            const float *kk = w->raw + i * GDNI_CHUNK + c, *qk = kk + GDNI_CHUNK * GDNI_CHUNK;
+            P = gdni_mul(P, gdni_decay_in(gdni_lanes_below(i, c), w->gate[i]));
+            gdni_store(w->kk + (i - a) * GDNI_CHUNK + c, gdni_mul(gdni_minus(P), gdni_load(kk)));
+            gdni_store(w->kq + (i - a) * GDNI_CHUNK + c, gdni_mul(P, gdni_load(qk)));
+        }
+        gdni_store(w->P + c, P);
+    }
+}
+
+/* Tokens a to b under KDA: G_i k_i and G_i q_i in w->kd and w->qd, and G_{b-1}. */
+#define gdni_decay_rows GDNI_NAME(decay_rows)
+static void gdni_decay_rows(const gdni_workspace *w, ptrdiff_t a, ptrdiff_t b) {
+    for (ptrdiff_t c = 0; c < w->kp; c += GDNI_LANES) {
+        gdni_vec G = gdni_set1(1.0f);
+        for (ptrdiff_t at = a * w->kp + c; at < b * w->kp; at += w->kp) {
+            G = gdni_mul(G, gdni_load(w->decay + at));
+            gdni_store(w->kd + at, gdni_mul(G, gdni_load(w->k + at)));
+            gdni_store(w->qd + at, gdni_mul(G, gdni_load(w->q + at)));
+        }
+        gdni_store(w->G + c, G);
+    }
+}
+
+/* Tokens a to b under KDA: their scores, and P(j,b-1) k_j. A lane j is multiplied by the decays of the tokens after j,
+ * so that lanes that no token has reached hold k_j. Four tokens in one pass. */
+#define gdni_kda_scores GDNI_NAME(kda_scores)
+static void gdni_kda_scores(const gdni_workspace *w, ptrdiff_t K, ptrdiff_t a, ptrdiff_t b) {
+    memcpy(w->ktd, w->kt, (size_t)(w->kp * GDNI_CHUNK) * sizeof(float));
+    for (ptrdiff_t i = a; i < b; i += 4)
+        for (ptrdiff_t lane = 0; lane < gdni_min(GDNI_CHUNK, i + 4); lane += GDNI_LANES) {
+            const float *decay[4], *k[4], *q[4];
+            float *ktd = w->ktd + lane;
+            gdni_word below[4];
+            gdni_vec kk[4], kq[4];
+            GDNI_UNROLL
+            for (int j = 0; j < 4; j++) {
+                const ptrdiff_t at = gdni_min(i + j, b - 1) * w->kp;
+                decay[j] = w->decay + at, k[j] = w->k + at, q[j] = w->q + at;
+                below[j] = gdni_lanes_below(i + j < b ? i + j : 0, lane);
+                kk[j] = kq[j] = gdni_set1(0.0f);
+            }
+            for (ptrdiff_t c = 0; c < K; c++) {
+                gdni_vec x = gdni_load(ktd + c * GDNI_CHUNK);
+                GDNI_UNROLL
+                for (int j = 0; j < 4; j++) {
+                    x = gdni_mul(x, gdni_decay_in(below[j], decay[j][c]));
+                    kk[j] = gdni_fma(gdni_set1(k[j][c]), x, kk[j]);
+                    kq[j] = gdni_fma(gdni_set1(q[j][c]), x, kq[j]);
+                }
+                gdni_store(ktd + c * GDNI_CHUNK, x);
+            }
+            GDNI_UNROLL
+            for (int j = 0; j < 4; j++) {
+                gdni_store(w->kk + (i + j - a) * GDNI_CHUNK + lane, gdni_minus(kk[j]));
+                gdni_store(w->kq + (i + j - a) * GDNI_CHUNK + lane, kq[j]);
+            }
+        }
+}
+
+/* Two vectors of columns of a tile: d and o of `count` tokens from a on, from their k.S and q.S in w->AB. Each sum runs
+ * over j in order: for some tokens over those before them, then among them. */
+#define gdni_solve GDNI_NAME(solve)
+static void gdni_solve(const gdni_run *u, ptrdiff_t a, ptrdiff_t count, ptrdiff_t c, ptrdiff_t width, const float *v,
+                       ptrdiff_t v_pitch, float *o, ptrdiff_t o_pitch) {
+    const gdni_workspace *w = u->w;
+    const bool is_kda = u->r->is_kda;
+    float *d = w->ds + c;
+    for (ptrdiff_t i = 0; i < count; i += gdni_solve_rows) {
+        const float *A = w->AB + i * width + c, *B = A + GDNI_CHUNK * width;
+        const float *kk = w->kk + i * GDNI_CHUNK + a, *kq = w->kq + i * GDNI_CHUNK + a; /* column j: token a + j */
+        gdni_vec y[4][2], z[4][2];                                                      /* (v - ...) and o */
+        GDNI_UNROLL
+        for (int n = 0; n < gdni_solve_rows; n++) {
+            const float G = is_kda ? 1.0f : w->G[i + n];
+            const float *v_n = v + gdni_min(i + n, count - 1) * v_pitch;
+            GDNI_UNROLL
+            for (int h = 0; h < 2; h++) {
+                const ptrdiff_t at = n * width + h * GDNI_LANES;
+                y[n][h] = gdni_fma(gdni_set1(0.0f - G), gdni_load(A + at), gdni_load(v_n + h * GDNI_LANES));
+                z[n][h] = gdni_mul(gdni_set1(G), gdni_load(B + at));
+            }
+        }
+        for (ptrdiff_t j = 0; j < i; j++) {
+            const gdni_vec d0 = gdni_load(d + j * width), d1 = gdni_load(d + j * width + GDNI_LANES);
+            GDNI_UNROLL
+            for (int n = 0; n < gdni_solve_rows; n++) {
+                const gdni_vec s = gdni_set1(kk[n * GDNI_CHUNK + j]), t = gdni_set1(kq[n * GDNI_CHUNK + j]);
+                y[n][0] = gdni_fma(s, d0, y[n][0]), y[n][1] = gdni_fma(s, d1, y[n][1]);
+                z[n][0] = gdni_fma(t, d0, z[n][0]), z[n][1] = gdni_fma(t, d1, z[n][1]);
+            }
+        }
+        GDNI_UNROLL
+        for (int j = 0; j < gdni_solve_rows; j++) {
+            const ptrdiff_t at = (i + j) * width;
+            gdni_vec d0, d1;
+            if (u->r->beta_per_column)
+                d0 = gdni_load(w->betas + at + c), d1 = gdni_load(w->betas + at + c + GDNI_LANES);
+            else
+                d0 = d1 = gdni_set1(w->beta[a + i + j]);
+            d0 = gdni_mul(d0, y[j][0]), d1 = gdni_mul(d1, y[j][1]);
+            gdni_store(d + at, d0), gdni_store(d + at + GDNI_LANES, d1);
+            GDNI_UNROLL
+            for (int n = j; n < gdni_solve_rows; n++) {
+                const gdni_vec s = gdni_set1(kk[n * GDNI_CHUNK + i + j]), t = gdni_set1(kq[n * GDNI_CHUNK + i + j]);
+                y[n][0] = gdni_fma(s, d0, y[n][0]), y[n][1] = gdni_fma(s, d1, y[n][1]);
+                z[n][0] = gdni_fma(t, d0, z[n][0]), z[n][1] = gdni_fma(t, d1, z[n][1]);
+            }
+            if (i + j < count) {
+                gdni_store(o + (i + j) * o_pitch, z[j][0]);
+                gdni_store(o + (i + j) * o_pitch + GDNI_LANES, z[j][1]);
+            }
+        }
+    }
+}
+
+/* nv vectors of a tile's columns after `count` tokens, of whose k row c starts at k + c * k_step, token after token
+ * k_next apart; d lies in rows of the tile's width. */
+#define gdni_update GDNI_NAME(update)
+GDNI_INLINE void gdni_update(float *tile, ptrdiff_t width, const int nv, ptrdiff_t kp, const float *k, ptrdiff_t k_step,
+                             ptrdiff_t k_next, const float *decay, ptrdiff_t decay_step, const float *d,
+                             ptrdiff_t count) {
+    for (ptrdiff_t c = 0; c < kp; c += gdni_chunk_rows) {
+        const float *k_c = k + c * k_step, *const k_end = k_c + count * k_next, *d_j = d;
+        float *row = tile + c * width;
+        gdni_vec s[gdni_chunk_rows][4];
+        GDNI_UNROLL
+        for (int n = 0; n < gdni_chunk_rows; n++) {
+            const gdni_vec g = gdni_set1(decay[(c + n) * decay_step]);
+            GDNI_UNROLL
+            for (int h = 0; h < nv; h++) s[n][h] = gdni_mul(g, gdni_load(row + n * width + h * GDNI_LANES));
+        }
+        for (; k_c < k_end; k_c += k_next, d_j += width) {
+            gdni_vec x[4];
+            GDNI_UNROLL
+            for (int h = 0; h < nv; h++) x[h] = gdni_load(d_j + h * GDNI_LANES);
+            GDNI_UNROLL
+            for (int n = 0; n < gdni_chunk_rows; n++) {
+                const gdni_vec k_n = gdni_set1(k_c[n * k_step]);
+                GDNI_UNROLL
+                for (int h = 0; h < nv; h++) s[n][h] = gdni_fma(k_n, x[h], s[n][h]);
+            }
+        }
+        GDNI_UNROLL
+        for (int n = 0; n < gdni_chunk_rows; n++) {
+            GDNI_UNROLL
+            for (int h = 0; h < nv; h++) gdni_store(row + n * width + h * GDNI_LANES, s[n][h]);
+        }
+    }
+}
+
+/* nv vectors of the columns of a tile, from column c on: tokens a to b. */
+#define gdni_chunk_columns GDNI_NAME(chunk_columns)
+GDNI_INLINE void gdni_chunk_columns(const gdni_run *u, const gdni_strip *x, gdni_chunk *y, ptrdiff_t a, ptrdiff_t b,
+                                    ptrdiff_t c, const int nv) {
+    const gdn_params *r = u->r;
+    const gdni_workspace *w = u->w;
+    const bool is_kda = r->is_kda;
+    const ptrdiff_t kp = w->kp, width = gdni_tile_vectors(x) * GDNI_LANES;
+    const float *k = (is_kda ? w->kd : w->k) + a * kp, *q = (is_kda ? w->qd : w->q) + a * kp;
+    float *A = w->AB + c, *B = A + GDNI_CHUNK * width;
+    for (ptrdiff_t i = 0; i < b - a; i += gdni_chunk_rows) {
+        gdni_product(y, k + i * kp, kp, gdni_chunk_rows, x->tile + c, width, nv, A + i * width);
+        gdni_product(y, q + i * kp, kp, gdni_chunk_rows, x->tile + c, width, nv, B + i * width);
+    }
+    for (int h = 0; h < nv; h += 2) {
+        const ptrdiff_t at = c + h * GDNI_LANES;
+        const ptrdiff_t column = x->c0 - y->c0 + at;
+        gdni_solve(u, a, b - a, at, width, y->v + a * y->v_pitch + column, y->v_pitch, y->o + a * y->o_pitch + column,
+                   y->o_pitch);
+    }
+    for (ptrdiff_t j = 0; j < b - a && !is_kda; j++) {
+        const gdni_vec P = gdni_set1(w->P[a + j]);
+        float *d = w->ds + j * width + c;
+        GDNI_UNROLL
+        for (int h = 0; h < nv; h++) gdni_store(d + h * GDNI_LANES, gdni_mul(P, gdni_load(d + h * GDNI_LANES)));
+    }
+    gdni_update(x->tile + c, width, nv, kp, is_kda ? w->ktd + a : w->k + a * kp, is_kda ? GDNI_CHUNK : 1,
+                is_kda ? 1 : kp, is_kda ? w->G : w->G + (b - a - 1), is_kda ? 1 : 0, w->ds + c, b - a);
+}
+
+/* Tokens a to b of a chunk for one tile, whose scores are prepared. */
+#define gdni_chunk_tile GDNI_NAME(chunk_tile)
+static void gdni_chunk_tile(const gdni_run *u, const gdni_strip *x, gdni_chunk *y, ptrdiff_t a, ptrdiff_t b) {
+    const gdn_params *r = u->r;
+    const gdni_workspace *w = u->w;
+    const ptrdiff_t width = gdni_tile_vectors(x) * GDNI_LANES;
+    if (y->t0 + a == 0) gdni_move_tile(u, gdni_pool_matrix(r, u->s.read, x->value_head), x, false);
+    for (ptrdiff_t i = 0; i < w->kp * width && w->gate[a] == 0; i += GDNI_LANES)
+        gdni_store(x->tile + i, gdni_mul(gdni_set1(0.0f), gdni_load(x->tile + i)));
+    for (ptrdiff_t i = a; i < b && r->beta_per_column; i++) {
+        const char *from = (const char *)gdni_row(&r->b, &u->s, y->t0 + i, x->value_head);
+        float *betas = w->betas + (i - a) * width;
+        gdni_load_row(from + x->c0 * gdni_dtype_size(r->b.dtype), r->b.dtype, x->c1 - x->c0, width, betas);
+        gdni_betas(r, width, betas);
+    }
+    if (gdni_chunk_vectors == 4 && width == 4 * GDNI_LANES)
+        gdni_chunk_columns(u, x, y, a, b, 0, gdni_chunk_vectors);
+    else
+        for (ptrdiff_t c = 0; c < width; c += 2 * GDNI_LANES) gdni_chunk_columns(u, x, y, a, b, c, 2);
+    if (y->t0 + b == u->s.length)
+        gdni_move_tile(u, gdni_pool_matrix(r, gdni_step_slot(r, &u->s, u->n, y->t0 + b - 1), x->value_head), x, true);
+}
+
+/* 0 where all decays of a row are 0, else 1. */
+#define gdni_any GDNI_NAME(any)
+static float gdni_any(const float *decay, ptrdiff_t K) {
+    uint32_t lanes[GDNI_LANES], bits = 0;
+    gdni_word any = GDNI_WORDS(gdni_set1(0.0f));
+    ptrdiff_t c = 0;
+    for (; c + GDNI_LANES <= K; c += GDNI_LANES) any = any | GDNI_WORDS(gdni_load(decay + c));
+    memcpy(lanes, &any, sizeof lanes);
+    for (int l = 0; l < GDNI_LANES; l++) bits |= lanes[l];
+    for (; c < K; c++) bits |= gdni_bits_of(decay[c]);
+    return bits << 1 == 0 ? 0.0f : 1.0f;
+}
+
+/* A chunk of one strip. A token whose decay is 0 throughout forgets the state before it, whose sums may overflow: the
+ * chunk goes on from there as one of its own. */
+#define gdni_chunk_strip GDNI_NAME(chunk_strip)
+static void gdni_chunk_strip(const gdni_run *u, const gdni_strip *x, gdni_chunk *y) {
+    const gdn_params *r = u->r;
+    const gdni_workspace *w = u->w;
+    const ptrdiff_t width = gdni_tile_width(w);
+    y->c0 = x->c0;
+    y->v = x->v, y->v_pitch = w->columns;
+    y->o = x->o, y->o_pitch = w->columns;
+    if (gdni_in_place(x, r->v.dtype)) {
+        y->v = (const float *)gdni_row(&r->v, &u->s, y->t0, x->value_head) + x->c0;
+        y->v_pitch = r->v.token_stride;
+    }
+    if (gdni_in_place(x, r->o.dtype)) {
+        y->o = (float *)(void *)gdni_output_row(r, &u->s, y->t0, x->value_head, x->c0);
+        y->o_pitch = r->o.token_stride;
+    }
+    gdni_prepare_gates(u, x->value_head, y->t0, y->count);
+    for (ptrdiff_t i = 0; i < y->count && r->is_kda; i++) w->gate[i] = gdni_any(w->decay + i * w->kp, r->head_k_dim);
+    for (ptrdiff_t a = 0, b; a < y->count; a = b) {
+        for (b = a + 1; b < y->count && w->gate[b] != 0;) b++;
+        if (r->is_kda) {
+            gdni_decay_rows(w, a, b);
+            gdni_kda_scores(w, r->head_k_dim, a, b);
+        } else
+            gdni_decay_scores(w, a, b);
+        for (ptrdiff_t c = x->c0; c < x->c1; c += width) {
+            const gdni_strip tile = gdni_columns(x, c, gdni_min(c + width, x->c1), w);
+            gdni_chunk_tile(u, &tile, y, a, b);
+        }
+    }
+}
+
+#define gdni_run_chunk GDNI_NAME(run_chunk)
+static void gdni_run_chunk(const gdni_run *u, ptrdiff_t t0) {
+    const gdni_workspace *w = u->w;
+    gdni_chunk y;
+    y.t0 = t0, y.count = gdni_min(GDNI_CHUNK, u->s.length - t0);
+    gdni_look_ahead(u, &y);
+    gdni_prepare_qk(u, t0, y.count);
+    gdni_transpose(w->k, w->kp, y.count, w->kp, w->kt, GDNI_CHUNK);
+    if (!u->r->is_kda) gdni_raw_scores(u, &y);
+    gdni_gather_v(u, t0, y.count, true);
+    for (int i = 0; i < u->num_strips; i++) gdni_chunk_strip(u, &u->strips[i], &y);
+    gdni_scatter_o(u, t0, y.count, true);
 }
 
 #define gdni_run_items GDNI_NAME(run_items)
@@ -3245,6 +3768,8 @@ static void gdni_run_items(const gdn_params *r, ptrdiff_t first, ptrdiff_t last,
         if (u != NULL && !gdni_skip(r, &u->s, u->first, u->end)) {
             if (gdni_streams(u))
                 gdni_run_decode(u);
+            else if (gdni_in_chunks(u))
+                for (ptrdiff_t t = 0; t < u->s.length; t += GDNI_CHUNK) gdni_run_chunk(u, t);
             else
                 for (ptrdiff_t t = 0; t < u->s.length; t += w.block) gdni_run_block(u, t);
         }

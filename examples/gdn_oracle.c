@@ -29,10 +29,10 @@
 enum { EXIT_SAME = 0, EXIT_DIFFERENT = 1, EXIT_UNUSABLE = 2 };
 
 static const char help[] =
-    "gdn_oracle run CASE_DIR OUT_DIR [--compute f32|f64] [--isa NAME]\n"
+    "gdn_oracle run CASE_DIR OUT_DIR [--compute f32|f32_chunks|f64] [--isa NAME]\n"
     "    Computes the case and writes OUT_DIR/o.npy and, where the case has them, final_state.npy and\n"
     "    intermediate_states.npy, in the dtypes that the case declares. --compute f64 does every step in double and\n"
-    "    leaves o.npy in float64. --isa forces an instruction set of f32; all give the same bits.\n"
+    "    leaves o.npy in float64. --isa forces an instruction set of f32 or f32_chunks; all give the same bits.\n"
     "\n"
     "gdn_oracle compare EXPECTED.npy ACTUAL.npy [--dtype bf16|f16|f32|f64] [--atol X] [--rtol X]\n"
     "    Prints how far ACTUAL is from EXPECTED; OK and status 0 where |actual - expected| <= atol + rtol * "
@@ -141,14 +141,18 @@ static int run(const arguments *a) {
     case_message message;
     case_call c;
     gdn_isa isa = GDN_ISA_AUTO;
-    const bool f64 = a->compute && strcmp(a->compute, "f64") == 0;
-    if (a->compute && !f64 && strcmp(a->compute, "f32") != 0) {
-        case_fail(&message, "--compute is '%s' and not f32 or f64", a->compute);
+    gdn_compute compute = GDN_COMPUTE_F32;
+    if (a->compute && strcmp(a->compute, "f64") == 0) {
+        compute = GDN_COMPUTE_F64;
+    } else if (a->compute && strcmp(a->compute, "f32_chunks") == 0) {
+        compute = GDN_COMPUTE_F32_CHUNKS;
+    } else if (a->compute && strcmp(a->compute, "f32") != 0) {
+        case_fail(&message, "--compute is '%s' and not f32, f32_chunks or f64", a->compute);
         return complain(&message);
     }
     if ((a->isa && !parse_isa(a->isa, &isa, &message)) || !case_load(&c, a->path[0], &message))
         return complain(&message);
-    const bool ok = run_case(&c, a, f64 ? GDN_COMPUTE_F64 : GDN_COMPUTE_F32, isa, &message);
+    const bool ok = run_case(&c, a, compute, isa, &message);
     case_free(&c);
     return ok ? EXIT_SAME : complain(&message);
 }

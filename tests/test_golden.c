@@ -9,6 +9,7 @@
 
 #include "gdn_varlen.h"
 #include "guard.h"
+#include "test.h"
 
 #include <stdlib.h>
 
@@ -23,7 +24,7 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-enum { MIN_CASES = 33, MAX_CASES = 1024 };
+enum { MIN_CASES = 49, MAX_CASES = 1024 };
 
 /* Of the largest element: the double computation from the truth, and float32 from the truth or another system. */
 static const double f64_tolerance = 1e-12, f32_tolerance = 1e-6;
@@ -275,7 +276,7 @@ static void test_case(void **state) {
 
     for (int isa = GDN_ISA_PLAIN; isa < GDN_NUM_ISAS; isa++) {
         if (!gdn_isa_supported((gdn_isa)isa)) continue;
-        run(&c, GDN_COMPUTE_F32, (gdn_isa)isa);
+        run(&c, test_compute(), (gdn_isa)isa);
         check_untouched(&c);
         for (int i = 0; i < CASE_NUM_OUTPUTS; i++) {
             const case_output *out = &c.outputs[i];

@@ -87,7 +87,7 @@ cases=0
 for folder in "$golden"/*/; do
     name=$(basename "$folder")
     cases=$((cases + 1))
-    for compute in f32 f64; do
+    for compute in f32 f32_chunks f64; do
         out=$tmp/golden/$compute/$name
         expect 0 "$name $compute" run "$folder" "$out" --compute $compute
         for array in o final_state intermediate_states; do

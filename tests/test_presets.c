@@ -1,6 +1,8 @@
 /* Presets: each is a call that validates, sets its fields and nothing else, and has a name. */
+#include <math.h>
 #include <string.h>
 
+#include "case_io.h"
 #include "gdn_varlen.h"
 #include "test.h"
 
@@ -46,7 +48,7 @@ static void some_in_full(void **unused) {
     assert_int_equal(p.head_map, GDN_HEADS_TILED);
     assert_int_equal(p.gate_input, GDN_GATE_LOG);
     assert_int_equal(p.beta_input, GDN_BETA_GIVEN);
-    assert_int_equal(p.l2norm_form, GDN_L2NORM_MAX_NORM_EPS);
+    assert_int_equal(p.l2norm_form, GDN_L2NORM_SUM_PLUS_EPS);
 
     p = set(GDN_SYSTEM_VLLM);
     assert_int_equal(p.padding, GDN_PADDING_LEAVE);
@@ -55,6 +57,55 @@ static void some_in_full(void **unused) {
     p = set(GDN_SYSTEM_SGLANG_CPU);
     assert_true(p.l2norm_eps > 0.99e-5 && p.l2norm_eps < 1.01e-5);
     assert_string_equal(gdn_system_name(GDN_SYSTEM_SGLANG_CPU), "sglang_cpu");
+}
+
+/* What a system computed, and its preset: the options of the case are those of the preset. `given`: the case has the
+ * gates as the system takes them; `padded`: it has a sequence that is padding. */
+static void as_recorded(void **unused) {
+    (void)unused;
+    static const struct {
+        const char *name;
+        gdn_system system;
+        bool given, padded;
+    } cases[] = {
+        {"sglang_padding_computes", GDN_SYSTEM_SGLANG, true, true},
+        {"sglang_kda_packed_decode", GDN_SYSTEM_SGLANG_PACKED_DECODE, true, true},
+        {"vllm_decode", GDN_SYSTEM_VLLM, true, true},
+        {"vllm_packed_decode", GDN_SYSTEM_VLLM_PACKED_DECODE, true, true},
+        {"vllm_recurrent_left", GDN_SYSTEM_VLLM_RECURRENT, true, true},
+        {"fla_log_gate", GDN_SYSTEM_FLA, true, false},
+        {"flashinfer_decode_no_norm", GDN_SYSTEM_FLASHINFER_DECODE, true, false},
+        {"flashinfer_mtp_final_and_steps", GDN_SYSTEM_FLASHINFER_MTP, true, true},
+        {"llama_cpp_qwen35", GDN_SYSTEM_GGML, true, false},
+        {"llama_cpp_qwen3next", GDN_SYSTEM_LLAMA_QWEN3NEXT, true, false},
+        {"mlx_lm_small_norm", GDN_SYSTEM_MLX_LM, false, false},
+        {"transformers_qwen3next", GDN_SYSTEM_TRANSFORMERS, true, false},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char folder[CASE_MAX_PATH];
+        case_message message;
+        case_call c;
+        gdn_params p = set(cases[i].system);
+        test_context("%s", cases[i].name);
+        if (!case_path(folder, GDN_GOLDEN_DIR, cases[i].name, "", &message) || !case_load(&c, folder, &message))
+            test_fail("%s", message.text);
+        case_reset(&c, GDN_COMPUTE_F32);
+        assert_int_equal(p.state_layout, c.params.state_layout);
+        assert_int_equal(p.head_map, c.params.head_map);
+        if (c.params.use_qk_l2norm_in_kernel) {
+            const double eps = c.params.l2norm_eps > 0 ? c.params.l2norm_eps : 1e-6;
+            assert_int_equal(p.l2norm_form, c.params.l2norm_form);
+            assert_true(fabs(p.l2norm_eps - eps) <= 1e-9 * eps);
+        }
+        if (cases[i].given) assert_int_equal(p.gate_input, c.params.gate_input);
+        if (cases[i].given && c.params.b.data != NULL) assert_int_equal(p.beta_input, c.params.beta_input);
+        if (cases[i].padded) {
+            assert_int_equal(p.padding, c.params.padding);
+            assert_int_equal(p.has_null_slot, c.params.has_null_slot);
+            assert_int_equal(p.null_slot, c.params.null_slot);
+        }
+        case_free(&c);
+    }
 }
 
 static void refused(void **unused) {
@@ -75,6 +126,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_system),
         cmocka_unit_test(some_in_full),
+        cmocka_unit_test(as_recorded),
         cmocka_unit_test(refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -317,7 +317,7 @@ static void enumerations(void **state) {
     REFUSED(fixed_length, p.beta_input = (gdn_beta_input)-1, GDN_ERROR_ENUM, "beta_input");
     REFUSED(fixed_length, p.head_map = (gdn_head_map)(GDN_HEADS_TILED + 1), GDN_ERROR_ENUM, "head_map");
     REFUSED(fixed_length, p.head_map = (gdn_head_map)-1, GDN_ERROR_ENUM, "head_map");
-    REFUSED(fixed_length, p.compute = (gdn_compute)(GDN_COMPUTE_F64 + 1), GDN_ERROR_ENUM, "compute");
+    REFUSED(fixed_length, p.compute = (gdn_compute)(GDN_COMPUTE_F32_CHUNKS + 1), GDN_ERROR_ENUM, "compute");
     REFUSED(fixed_length, p.compute = (gdn_compute)-1, GDN_ERROR_ENUM, "compute");
     REFUSED(fixed_length, p.isa = GDN_NUM_ISAS, GDN_ERROR_ENUM, "isa");
     REFUSED(fixed_length, p.isa = (gdn_isa)-1, GDN_ERROR_ENUM, "isa");
@@ -345,7 +345,7 @@ static void element_types(void **state) {
     REFUSED(fixed_length, (p.compute = GDN_COMPUTE_F64, p.o.dtype = (gdn_dtype)(GDN_F64 + 1)), GDN_ERROR_ENUM, "o");
 
     for (gdn_dtype dtype = GDN_F32; dtype <= GDN_F64; dtype = (gdn_dtype)(dtype + 1)) {
-        gdn_compute compute = dtype == GDN_F64 ? GDN_COMPUTE_F64 : GDN_COMPUTE_F32;
+        gdn_compute compute = dtype == GDN_F64 ? GDN_COMPUTE_F64 : test_compute();
         ACCEPTED(cached, (p.compute = compute, p.A_log.dtype = p.a.dtype = p.dt_bias.dtype = dtype));
         ACCEPTED(cached, (p.compute = compute, p.q.dtype = p.k.dtype = p.v.dtype = p.b.dtype = dtype));
         ACCEPTED(cached, (p.compute = compute, p.o.dtype = dtype));
@@ -986,7 +986,7 @@ static void sizes_unchecked(void **state) {
             *sizes[j] = values[(random >> 33) % COUNT(values)];
         }
         p.cu_seqlens.data = i % 2 == 0 ? NULL : m.cu_seqlens;
-        p.compute = i % 4 < 2 ? GDN_COMPUTE_F32 : GDN_COMPUTE_F64;
+        p.compute = i % 4 < 2 ? test_compute() : GDN_COMPUTE_F64;
         const bool refused = gdn_validate(&p, &error) == GDN_ERROR_SIZE && error.index < 0;
         const ptrdiff_t items = gdn_num_work_items(&p);
         assert_true(items >= 0 && (!refused || items == 0));

@@ -123,36 +123,66 @@ static const call_config splits[] = {
     {.name = "one row", .p = {FIXED(1, 300), HEADS(1, 1, 1, 1), POOL(KV, 1, GDN_F32)}},
 };
 
-/* Splits of sequences longer than any block of tokens inside the library; pieces change the instruction set too. */
+/* Splits of sequences longer than any block of tokens inside the library; pieces change the instruction set too. In
+ * chunks every split is at a multiple of sixteen, and no piece is a single token. */
 static void any_split(void **state) {
     (void)state;
     static const ptrdiff_t ends[][9] = {{1},
                                         {150},
                                         {299},
-                                        {128, 256},
                                         {64, 65, 129},
                                         {1, 2, 3, 5, 8, 13, 21, 34, 55},
-                                        {32, 64, 96, 128, 160, 192, 224, 256, 288}};
+                                        {128, 256}, /* the first that chunks keep */
+                                        {32, 64, 96, 128, 160, 192, 224, 256, 288},
+                                        {16},
+                                        {16, 48, 64, 256}};
+    const bool chunks = test_compute() == GDN_COMPUTE_F32_CHUNKS;
+    ptrdiff_t single[300];
+    for (ptrdiff_t t = 0; t < COUNT(single); t++) single[t] = t + 1;
     for (ptrdiff_t i = 0; i < 4 * COUNT(splits); i++) {
         call_config config = splits[i / 4];
         config.p.state_layout = i & 1 ? GDN_STATE_VK : GDN_STATE_KV;
         config.p.is_kda = (i & 2) != 0;
         call *whole = call_new(&config), *split = call_clone(whole, &call_layouts[0], GUARD_AFTER);
         run(whole, RUN_WHOLE);
-        for (ptrdiff_t j = 0; j < COUNT(ends); j++) {
+        for (ptrdiff_t j = chunks ? 5 : -1; j < COUNT(ends); j++) {
             ptrdiff_t count = 0;
-            while (count < COUNT(ends[j]) && ends[j][count] > 0) count++;
+            while (j >= 0 && count < COUNT(ends[j]) && ends[j][count] > 0) count++;
             test_context("%s%s%s, split %td", config.name, i & 1 ? ", vk" : ", kv", i & 2 ? ", kda" : "", j);
-            run_split(split, ends[j], count);
+            if (j < 0)
+                run_split(split, single, COUNT(single));
+            else
+                run_split(split, ends[j], count);
             assert_same(whole, split);
         }
-        ptrdiff_t single[300];
-        for (ptrdiff_t t = 0; t < COUNT(single); t++) single[t] = t + 1;
-        test_context("%s%s%s, token by token", config.name, i & 1 ? ", vk" : ", kv", i & 2 ? ", kda" : "");
-        run_split(split, single, COUNT(single));
-        assert_same(whole, split);
         call_free(split);
         call_free(whole);
+    }
+}
+
+/* In chunks both layouts give the same bits. */
+static void any_state_layout(void **state) {
+    (void)state;
+    for (ptrdiff_t i = 0; i < 2 * COUNT(splits); i++) {
+        call_config config = splits[i / 2];
+        config.p.is_kda = i & 1;
+        call *kv = call_new(&config), *vk = call_clone_transposed(kv);
+        test_context("%s%s, both layouts", config.name, i & 1 ? ", kda" : "");
+        if (call_in_chunks(kv)) {
+            run(kv, RUN_WHOLE);
+            run(vk, RUN_WHOLE);
+            assert_same_array(kv, vk, CALL_O);
+            for (ptrdiff_t slot = 0; slot < kv->array[CALL_POOL].shape[0]; slot++)
+                for (ptrdiff_t j = 0; j < config.p.num_value_heads * config.p.head_k_dim * config.p.head_v_dim; j++) {
+                    ptrdiff_t v = j % config.p.head_v_dim, rest = j / config.p.head_v_dim;
+                    ptrdiff_t k = rest % config.p.head_k_dim, hv = rest / config.p.head_k_dim;
+                    if (call_get(kv, CALL_POOL, slot, 0, hv, call_state_index(kv, k, v)) !=
+                        call_get(vk, CALL_POOL, slot, 0, hv, call_state_index(vk, k, v)))
+                        test_fail("slot %td, head %td, [%td, %td]", slot, hv, k, v);
+                }
+        }
+        call_free(vk);
+        call_free(kv);
     }
 }
 
@@ -248,6 +278,69 @@ static void documented_token(call *c, ptrdiff_t n, ptrdiff_t t, ptrdiff_t hv, fl
     }
 }
 
+/* Tokens first to last of a sequence as a chunk, all of which remember the state before them. */
+static void documented_chunk(call *c, ptrdiff_t n, ptrdiff_t first, ptrdiff_t last, ptrdiff_t hv,
+                             float (*S)[MAX_ROWS]) {
+    static float q[16][MAX_ROWS], k[16][MAX_ROWS], decay[16][MAX_ROWS], G[16][MAX_ROWS], u[16][16][MAX_ROWS];
+    static float kk[16][16], qk[16][16], P[16][16];
+    const ptrdiff_t K = c->p.head_k_dim, batch = call_batch(c, n), token = call_token(c, n, first), T = last - first;
+    const bool kda = c->p.is_kda;
+    for (ptrdiff_t t = 0; t < T; t++) {
+        prepare_row(c, CALL_Q, batch, token + t, hv, q[t]);
+        prepare_row(c, CALL_K, batch, token + t, hv, k[t]);
+        for (ptrdiff_t i = 0; i < K; i++) {
+            decay[t][i] = (float)call_get(c, CALL_A, batch, token + t, hv, kda ? i : 0);
+            G[t][i] = t == 0 ? decay[t][i] : G[t - 1][i] * decay[t][i];
+        }
+    }
+    for (ptrdiff_t j = 0; j < T; j++)
+        for (ptrdiff_t t = j; t < T; t++) {
+            for (ptrdiff_t i = 0; i < K; i++) u[t][j][i] = t == j ? k[j][i] : u[t - 1][j][i] * decay[t][i];
+            P[t][j] = t == j ? 1 : P[t - 1][j] * decay[t][0];
+            kk[t][j] = sum_over_rows(K, k[t], kda ? u[t][j] : k[j], false) * (kda ? 1 : P[t][j]);
+            qk[t][j] = sum_over_rows(K, q[t], kda ? u[t][j] : k[j], false) * (kda ? 1 : P[t][j]);
+        }
+    for (ptrdiff_t v = 0; v < c->p.head_v_dim; v++) {
+        float d[16];
+        for (ptrdiff_t t = 0; t < T; t++) {
+            float kd[MAX_ROWS], qd[MAX_ROWS], p = kda ? 1 : G[t][0];
+            for (ptrdiff_t i = 0; i < K; i++) {
+                kd[i] = kda ? G[t][i] * k[t][i] : k[t][i];
+                qd[i] = kda ? G[t][i] * q[t][i] : q[t][i];
+            }
+            float y = fmaf(-p, sum_over_rows(K, kd, S[v], false), (float)call_get(c, CALL_V, batch, token + t, hv, v));
+            float o = p * sum_over_rows(K, qd, S[v], false);
+            for (ptrdiff_t j = 0; j < t; j++) y = fmaf(-kk[t][j], d[j], y);
+            d[t] = (float)call_get(c, CALL_B, batch, token + t, hv, 0) * y;
+            for (ptrdiff_t j = 0; j <= t; j++) o = fmaf(qk[t][j], d[j], o);
+            call_set(c, CALL_O, batch, token + t, hv, v, (double)o);
+        }
+        for (ptrdiff_t j = 0; j < T && !kda; j++) d[j] = P[T - 1][j] * d[j];
+        for (ptrdiff_t i = 0; i < K; i++) {
+            float s = G[T - 1][i] * S[v][i];
+            for (ptrdiff_t j = 0; j < T; j++) s = fmaf(kda ? u[T - 1][j][i] : k[j][i], d[j], s);
+            S[v][i] = s;
+        }
+    }
+}
+
+static bool forgets_all(const call *c, ptrdiff_t n, ptrdiff_t t, ptrdiff_t hv) {
+    for (ptrdiff_t i = 0; i < (c->p.is_kda ? c->p.head_k_dim : 1); i++)
+        if (call_get(c, CALL_A, call_batch(c, n), call_token(c, n, t), hv, i) != 0) return false;
+    return true;
+}
+
+/* Chunks end at multiples of sixteen and before a token that forgets. */
+static void documented_chunks(call *c, ptrdiff_t n, ptrdiff_t hv, float (*S)[MAX_ROWS]) {
+    const ptrdiff_t length = call_length(c, n);
+    for (ptrdiff_t first = 0, last; first < length; first = last) {
+        for (last = first + 1; last < length && last % 16 != 0 && !forgets_all(c, n, last, hv);) last++;
+        for (ptrdiff_t i = 0; i < MAX_ROWS * MAX_ROWS && forgets_all(c, n, first, hv); i++)
+            S[i / MAX_ROWS][i % MAX_ROWS] *= 0;
+        documented_chunk(c, n, first, last, hv, S);
+    }
+}
+
 static void documented_order_of_operations(void **state) {
     (void)state;
     static const ptrdiff_t dims[][2] = {{1, 1}, {7, 5}, {16, 32}, {33, 40}, {64, 64}};
@@ -256,6 +349,8 @@ static void documented_order_of_operations(void **state) {
         call_config config = {
             .p = {HEADS(2, 4, 1, 1), POOL(KV, 3, GDN_F32), .gate_input = GDN_GATE_DECAY, .beta_input = GDN_BETA_GIVEN},
             .lens = LIST(9, 3, 1)};
+        const int chunked[] = {41, 3, 1};
+        if (test_compute() == GDN_COMPUTE_F32_CHUNKS) config.lens.values = chunked;
         config.p.state_layout = i & 1 ? GDN_STATE_VK : GDN_STATE_KV;
         config.p.is_kda = (i & 2) != 0;
         config.p.use_qk_l2norm_in_kernel = (i & 4) != 0;
@@ -263,6 +358,8 @@ static void documented_order_of_operations(void **state) {
         config.p.head_v_dim = dims[i / 8][1];
         call *c = call_new(&config);
         for (ptrdiff_t hv = 0; hv < 4; hv++) call_set(c, CALL_A, 0, 4 + hv, hv, 0, 0);
+        for (ptrdiff_t j = 0; j < (config.p.is_kda ? config.p.head_k_dim : 1) && call_length(c, 0) > 20; j++)
+            call_set(c, CALL_A, 0, 20, 1, j, 0);
         call *expected = call_clone(c, &call_layouts[0], GUARD_AFTER);
         for (ptrdiff_t n = 0; n < 3; n++)
             for (ptrdiff_t hv = 0; hv < 4; hv++) {
@@ -270,7 +367,10 @@ static void documented_order_of_operations(void **state) {
                     ptrdiff_t row = j % config.p.head_k_dim, column = j / config.p.head_k_dim;
                     S[column][row] = (float)call_get(c, CALL_INITIAL_POOL, n, 0, hv, call_state_index(c, row, column));
                 }
-                for (ptrdiff_t t = 0; t < call_length(c, n); t++) documented_token(expected, n, t, hv, S);
+                if (c->p.compute == GDN_COMPUTE_F32_CHUNKS && call_length(c, n) > 1)
+                    documented_chunks(expected, n, hv, S);
+                else
+                    for (ptrdiff_t t = 0; t < call_length(c, n); t++) documented_token(expected, n, t, hv, S);
                 for (ptrdiff_t j = 0; j < config.p.head_k_dim * config.p.head_v_dim; j++) {
                     ptrdiff_t row = j % config.p.head_k_dim, column = j / config.p.head_k_dim;
                     call_set(expected, CALL_POOL, n, 0, hv, call_state_index(c, row, column), (double)S[column][row]);
@@ -350,11 +450,17 @@ static void expected_instruction_sets_ran(void **state) {
 int main(void) {
     test_banner("test_same_bits");
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(any_partition_of_the_work),     cmocka_unit_test(any_strides),
-        cmocka_unit_test(int32_or_int64_indices),        cmocka_unit_test(repeated_calls),
-        cmocka_unit_test(alone_or_in_any_batch),         cmocka_unit_test(any_split),
-        cmocka_unit_test(no_pool_is_a_pool_of_zeros),    cmocka_unit_test(documented_order_of_operations),
-        cmocka_unit_test(any_instruction_set),           cmocka_unit_test(any_instruction_set_for_any_size),
+        cmocka_unit_test(any_partition_of_the_work),
+        cmocka_unit_test(any_strides),
+        cmocka_unit_test(int32_or_int64_indices),
+        cmocka_unit_test(repeated_calls),
+        cmocka_unit_test(alone_or_in_any_batch),
+        cmocka_unit_test(any_split),
+        cmocka_unit_test(any_state_layout),
+        cmocka_unit_test(no_pool_is_a_pool_of_zeros),
+        cmocka_unit_test(documented_order_of_operations),
+        cmocka_unit_test(any_instruction_set),
+        cmocka_unit_test(any_instruction_set_for_any_size),
         cmocka_unit_test(expected_instruction_sets_ran),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

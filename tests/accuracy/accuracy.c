@@ -25,48 +25,75 @@ typedef struct errors {
 
 /* One row of the table. The state is carried from call to call where `steps` is set: one token each, as in decoding. */
 typedef struct row {
-    const char *gate; /* "head": one decay each; "channel": KDA; "none": the state never fades */
+    const char *gate; /* see draw_gates() */
     int K, V, T;
     gdn_state_layout layout;
     gdn_dtype inputs, state, output;
     bool steps;
+    gdn_compute compute;
+    double longest; /* keys of any length up to this one, with beta up to 2; 0: normalised */
 } row;
 
+#define TOKEN_BY_TOKEN GDN_COMPUTE_F32, 0
+#define IN_CHUNKS GDN_COMPUTE_F32_CHUNKS, 0
 static const row rows[] = {
     /* Length. */
-    {"head", 128, 64, 1, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false},
-    {"head", 128, 64, 16, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false},
-    {"head", 128, 64, 256, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false},
-    {"head", 128, 64, 4096, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false},
-    {"head", 128, 64, 65536, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false},
-    {"head", 128, 64, 1, GDN_STATE_VK, GDN_F32, GDN_F32, GDN_F32, false},
-    {"head", 128, 64, 256, GDN_STATE_VK, GDN_F32, GDN_F32, GDN_F32, false},
-    {"head", 128, 64, 65536, GDN_STATE_VK, GDN_F32, GDN_F32, GDN_F32, false},
-    {"channel", 128, 64, 1, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false},
-    {"channel", 128, 64, 256, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false},
-    {"channel", 128, 64, 65536, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false},
-    {"channel", 128, 64, 256, GDN_STATE_VK, GDN_F32, GDN_F32, GDN_F32, false},
-    {"none", 128, 64, 256, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false},
-    {"none", 128, 64, 65536, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false},
+    {"head", 128, 64, 1, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, TOKEN_BY_TOKEN},
+    {"head", 128, 64, 16, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, TOKEN_BY_TOKEN},
+    {"head", 128, 64, 256, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, TOKEN_BY_TOKEN},
+    {"head", 128, 64, 4096, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, TOKEN_BY_TOKEN},
+    {"head", 128, 64, 65536, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, TOKEN_BY_TOKEN},
+    {"head", 128, 64, 1, GDN_STATE_VK, GDN_F32, GDN_F32, GDN_F32, false, TOKEN_BY_TOKEN},
+    {"head", 128, 64, 256, GDN_STATE_VK, GDN_F32, GDN_F32, GDN_F32, false, TOKEN_BY_TOKEN},
+    {"head", 128, 64, 65536, GDN_STATE_VK, GDN_F32, GDN_F32, GDN_F32, false, TOKEN_BY_TOKEN},
+    {"channel", 128, 64, 1, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, TOKEN_BY_TOKEN},
+    {"channel", 128, 64, 256, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, TOKEN_BY_TOKEN},
+    {"channel", 128, 64, 65536, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, TOKEN_BY_TOKEN},
+    {"channel", 128, 64, 256, GDN_STATE_VK, GDN_F32, GDN_F32, GDN_F32, false, TOKEN_BY_TOKEN},
+    {"none", 128, 64, 256, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, TOKEN_BY_TOKEN},
+    {"none", 128, 64, 65536, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, TOKEN_BY_TOKEN},
     /* Size. */
-    {"head", 16, 64, 1024, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false},
-    {"head", 64, 64, 1024, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false},
-    {"head", 128, 64, 1024, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false},
-    {"head", 256, 64, 1024, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false},
-    {"head", 256, 64, 1024, GDN_STATE_VK, GDN_F32, GDN_F32, GDN_F32, false},
-    {"channel", 256, 64, 1024, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false},
+    {"head", 16, 64, 1024, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, TOKEN_BY_TOKEN},
+    {"head", 64, 64, 1024, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, TOKEN_BY_TOKEN},
+    {"head", 128, 64, 1024, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, TOKEN_BY_TOKEN},
+    {"head", 256, 64, 1024, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, TOKEN_BY_TOKEN},
+    {"head", 256, 64, 1024, GDN_STATE_VK, GDN_F32, GDN_F32, GDN_F32, false, TOKEN_BY_TOKEN},
+    {"channel", 256, 64, 1024, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, TOKEN_BY_TOKEN},
     /* Dtypes. */
-    {"head", 128, 64, 1024, GDN_STATE_KV, GDN_BF16, GDN_F32, GDN_F32, false},
-    {"head", 128, 64, 1024, GDN_STATE_KV, GDN_F16, GDN_F32, GDN_F32, false},
-    {"channel", 128, 64, 1024, GDN_STATE_VK, GDN_BF16, GDN_F32, GDN_F32, false},
-    {"head", 128, 64, 1024, GDN_STATE_KV, GDN_BF16, GDN_F32, GDN_BF16, false},
-    {"head", 128, 64, 1024, GDN_STATE_KV, GDN_F16, GDN_F32, GDN_F16, false},
-    {"head", 128, 64, 1024, GDN_STATE_KV, GDN_BF16, GDN_BF16, GDN_BF16, false},
+    {"head", 128, 64, 1024, GDN_STATE_KV, GDN_BF16, GDN_F32, GDN_F32, false, TOKEN_BY_TOKEN},
+    {"head", 128, 64, 1024, GDN_STATE_KV, GDN_F16, GDN_F32, GDN_F32, false, TOKEN_BY_TOKEN},
+    {"channel", 128, 64, 1024, GDN_STATE_VK, GDN_BF16, GDN_F32, GDN_F32, false, TOKEN_BY_TOKEN},
+    {"head", 128, 64, 1024, GDN_STATE_KV, GDN_BF16, GDN_F32, GDN_BF16, false, TOKEN_BY_TOKEN},
+    {"head", 128, 64, 1024, GDN_STATE_KV, GDN_F16, GDN_F32, GDN_F16, false, TOKEN_BY_TOKEN},
+    {"head", 128, 64, 1024, GDN_STATE_KV, GDN_BF16, GDN_BF16, GDN_BF16, false, TOKEN_BY_TOKEN},
     /* Half-precision states, read back at every token. */
-    {"head", 128, 64, 1024, GDN_STATE_KV, GDN_BF16, GDN_F32, GDN_F32, true},
-    {"head", 128, 64, 1024, GDN_STATE_KV, GDN_BF16, GDN_BF16, GDN_F32, true},
-    {"head", 128, 64, 1024, GDN_STATE_VK, GDN_BF16, GDN_BF16, GDN_F32, true},
-    {"head", 128, 64, 1024, GDN_STATE_KV, GDN_F16, GDN_F16, GDN_F32, true},
+    {"head", 128, 64, 1024, GDN_STATE_KV, GDN_BF16, GDN_F32, GDN_F32, true, TOKEN_BY_TOKEN},
+    {"head", 128, 64, 1024, GDN_STATE_KV, GDN_BF16, GDN_BF16, GDN_F32, true, TOKEN_BY_TOKEN},
+    {"head", 128, 64, 1024, GDN_STATE_VK, GDN_BF16, GDN_BF16, GDN_F32, true, TOKEN_BY_TOKEN},
+    {"head", 128, 64, 1024, GDN_STATE_KV, GDN_F16, GDN_F16, GDN_F32, true, TOKEN_BY_TOKEN},
+    /* In chunks. Both layouts give the same bits. */
+    {"head", 128, 64, 16, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, IN_CHUNKS},
+    {"head", 128, 64, 256, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, IN_CHUNKS},
+    {"head", 128, 64, 65536, GDN_STATE_VK, GDN_F32, GDN_F32, GDN_F32, false, IN_CHUNKS},
+    {"channel", 128, 64, 256, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, IN_CHUNKS},
+    {"channel", 128, 64, 65536, GDN_STATE_VK, GDN_F32, GDN_F32, GDN_F32, false, IN_CHUNKS},
+    {"none", 128, 64, 65536, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, IN_CHUNKS},
+    {"any", 128, 64, 4096, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, IN_CHUNKS},
+    {"any, channel", 128, 64, 4096, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, IN_CHUNKS},
+    {"tiny", 128, 64, 256, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, IN_CHUNKS},
+    {"tiny, channel", 128, 64, 256, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, IN_CHUNKS},
+    {"head", 16, 64, 1024, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, IN_CHUNKS},
+    {"head", 256, 64, 1024, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, IN_CHUNKS},
+    {"head", 128, 64, 1024, GDN_STATE_VK, GDN_BF16, GDN_F32, GDN_BF16, false, IN_CHUNKS},
+    /* Keys that are not normalised: token by token, and in chunks. */
+    {"half", 128, 64, 256, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, GDN_COMPUTE_F32, 1},
+    {"half", 128, 64, 256, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, GDN_COMPUTE_F32_CHUNKS, 1},
+    {"half", 128, 64, 256, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, GDN_COMPUTE_F32, 2},
+    {"half", 128, 64, 256, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, GDN_COMPUTE_F32_CHUNKS, 2},
+    {"half", 128, 64, 16, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, GDN_COMPUTE_F32, 4},
+    {"half", 128, 64, 16, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, GDN_COMPUTE_F32_CHUNKS, 4},
+    {"tiny", 128, 64, 256, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, GDN_COMPUTE_F32, 4},
+    {"tiny", 128, 64, 256, GDN_STATE_KV, GDN_F32, GDN_F32, GDN_F32, false, GDN_COMPUTE_F32_CHUNKS, 4},
 };
 
 static const char *dtype_name(gdn_dtype dtype) {
@@ -102,10 +129,37 @@ typedef struct workload {
     double *states;
 } workload;
 
+/* One decay for each head, or ("channel") for each K row: drawn as a model has them; "none": 1, the state never fades;
+ * "any": a fifth of them 0, 1, 2^-30 each, the rest between; "tiny": 2^-30; "half": between 0.25 and 0.75. */
+static void draw_gates(gdn_params *p, rng *r, const char *kind, ptrdiff_t count) {
+    void *a = (void *)(uintptr_t)p->a.data;
+    if (strncmp(kind, "head", 4) == 0 || strncmp(kind, "channel", 7) == 0) return;
+    p->gate_input = GDN_GATE_DECAY;
+    for (ptrdiff_t i = 0; i < count; i++) {
+        const double fixed[] = {0, 1, 0x1p-30, rng_uniform(r, 0, 1), rng_uniform(r, 0, 1)};
+        double decay = 1;
+        if (strncmp(kind, "any", 3) == 0) decay = fixed[rng_below(r, 5)];
+        if (strncmp(kind, "tiny", 4) == 0) decay = 0x1p-30;
+        if (strncmp(kind, "half", 4) == 0) decay = rng_uniform(r, 0.25, 0.75);
+        put(a, p->a.dtype, i, decay);
+    }
+}
+
+/* Rows of K elements get any length up to the longest. */
+static void lengthen(const gdn_tensor *x, rng *r, ptrdiff_t rows_of_k, int K, double longest) {
+    for (ptrdiff_t i = 0; i < rows_of_k; i++) {
+        double squares = 0;
+        for (int j = 0; j < K; j++) squares += pow(get(x->data, x->dtype, i * K + j), 2);
+        const double factor = rng_uniform(r, 0, longest) / sqrt(squares);
+        for (int j = 0; j < K; j++)
+            put((void *)(uintptr_t)x->data, x->dtype, i * K + j, factor * get(x->data, x->dtype, i * K + j));
+    }
+}
+
 /* As Qwen3-Next is initialised: A uniform in [1, 16], dt log-uniform in [0.001, 0.1], everything else normal. */
 static workload workload_new(const row *x, ptrdiff_t number) {
     rng r = rng_stream(&number, 1);
-    const bool channel = strcmp(x->gate, "channel") == 0;
+    const bool channel = strstr(x->gate, "channel") != NULL;
     const ptrdiff_t N = x->T < TOKENS ? TOKENS / x->T : 1, tokens = N * x->T, gates = HV * (channel ? x->K : 1);
     workload w = {.tokens = tokens, .state_size = N * HV * x->K * x->V};
     float *A_log = (float *)allocate(HV, GDN_F32), *dt_bias = (float *)allocate((size_t)gates, GDN_F32);
@@ -116,7 +170,8 @@ static workload workload_new(const row *x, ptrdiff_t number) {
     p->batch_size = N, p->seq_len = x->T;
     p->num_key_heads = H, p->num_value_heads = HV, p->head_k_dim = x->K, p->head_v_dim = x->V;
     p->is_kda = channel;
-    p->use_qk_l2norm_in_kernel = true;
+    p->use_qk_l2norm_in_kernel = x->longest == 0;
+    p->allow_neg_eigval = x->longest > 0;
     p->state_layout = x->layout;
     p->q = normals(&r, tokens * H * x->K, x->inputs);
     p->k = normals(&r, tokens * H * x->K, x->inputs);
@@ -125,10 +180,8 @@ static workload workload_new(const row *x, ptrdiff_t number) {
     p->a = normals(&r, tokens * gates, x->inputs);
     p->A_log = gdn_f32(A_log);
     p->dt_bias = gdn_f32(dt_bias);
-    if (strcmp(x->gate, "none") == 0) {
-        p->gate_input = GDN_GATE_DECAY;
-        for (ptrdiff_t i = 0; i < tokens * gates; i++) put((void *)(uintptr_t)p->a.data, x->inputs, i, 1);
-    }
+    draw_gates(p, &r, x->gate, tokens * gates);
+    if (x->longest > 0) lengthen(&p->k, &r, tokens * H, x->K, x->longest);
     w.states = (double *)allocate((size_t)w.state_size, GDN_F64);
     for (ptrdiff_t i = 0; i < w.state_size; i++) put(w.states, GDN_F64, i, 0.1 * rng_normal(&r));
     /* All computations start from the same numbers. */
@@ -220,7 +273,7 @@ static bool near_least(errors x, errors least) { return x.l2 <= 3 * least.l2 + 5
 static int print_row(const row *x, ptrdiff_t number) {
     workload w = workload_new(x, number);
     results truth = compute(&w, GDN_COMPUTE_F64, GDN_F64, GDN_F64, false);
-    results ours = compute(&w, GDN_COMPUTE_F32, x->output, x->state, x->steps);
+    results ours = compute(&w, x->compute, x->output, x->state, x->steps);
     results rounded = compute(&w, GDN_COMPUTE_F64, GDN_F64, x->steps ? x->state : GDN_F32, true);
     const errors o = compare(ours.o, ours.output, truth.o, w.tokens * HV * x->V);
     const errors s = compare(ours.states, ours.state, truth.states, w.state_size);
@@ -228,8 +281,11 @@ static int print_row(const row *x, ptrdiff_t number) {
     const bool half_read_back = x->steps && x->state != GDN_F32, half_stored = !x->steps && x->state != GDN_F32;
     const bool ok =
         (half_read_back || (within(o, x->output) && within(s, x->state))) && (half_stored || near_least(s, least));
-    printf("| %d | %d | %s | %s | %s | %s%s | %s | %.1e | %.1e | %.1e | %.1e | %.1e |%s\n", x->T, x->K,
-           x->layout == GDN_STATE_KV ? "`[K,V]`" : "`[V,K]`", x->gate, dtype_name(x->inputs), dtype_name(x->state),
+    char gate[64];
+    snprintf(gate, sizeof gate, x->longest > 0 ? "%s; keys to %g" : "%s", x->gate, x->longest);
+    printf("| %s | %d | %d | %s | %s | %s | %s%s | %s | %.1e | %.1e | %.1e | %.1e | %.1e |%s\n",
+           x->compute == GDN_COMPUTE_F32 ? "tokens" : "chunks", x->T, x->K,
+           x->layout == GDN_STATE_KV ? "`[K,V]`" : "`[V,K]`", gate, dtype_name(x->inputs), dtype_name(x->state),
            x->steps ? ", each token" : "", dtype_name(x->output), o.max, o.l2, s.max, s.l2, least.l2,
            ok ? "" : " FAILED");
     fflush(stdout);
@@ -244,9 +300,9 @@ int main(int argc, char **argv) {
     const bool quick = argc > 1 && strcmp(argv[1], "--quick") == 0;
     int failures = 0;
     if (argc > 2 || (argc == 2 && !quick)) return fprintf(stderr, "usage: %s [--quick]\n", argv[0]), 2;
-    puts("| T | K | states | gate | inputs | state kept in | output | o: max | o: L2 | state: max | state: L2 "
+    puts("| in | T | K | states | gate | inputs | state kept in | output | o: max | o: L2 | state: max | state: L2 "
          "| least |");
-    puts("|---|---|---|---|---|---|---|---|---|---|---|---|");
+    puts("|---|---|---|---|---|---|---|---|---|---|---|---|---|");
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         row x = rows[i];
         if (quick && x.T > 1024) continue;

@@ -20,7 +20,8 @@
 # 95 % confidence. The verdict is of the interval, as the best of a build is luck on a busy machine: equal, all of it is
 # within PERCENT of 1; slower or faster, all of it is on that side and the median outside; unsure otherwise. Exit status
 # 1: a case is slower, or a result is wrong; 2: bad usage, or something is missing; 3: none is slower, but one unsure. CC
-# and CFLAGS (-O2) build; BUILD_DIR (build-compare/) keeps the programs and all lines in compare.txt.
+# and CFLAGS (-O2) build; BUILD_DIR (build-compare/) keeps the programs and all lines in compare.txt. Standard error
+# says how far it is.
 set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
@@ -30,6 +31,8 @@ fail() {
     echo "tests/bench/compare.sh: $1" >&2
     exit 2
 }
+
+progress() { echo "tests/bench/compare.sh: $1" >&2; }
 
 usage() { sed -n '/^#   tests/,/^set/s/^# \{0,1\}//p' "$0"; }
 
@@ -136,11 +139,13 @@ table() {
 }
 
 mkdir -p "$build"
+progress 'building'
 build_one old "$old"
 build_one new "$new"
 "$build/old" --list "$@" >"$build/old.cases" || exit 2
 "$build/new" --list "$@" >"$build/new.cases" || exit 2
 grep -Fx -f "$build/old.cases" "$build/new.cases" >"$build/cases" || fail "there is no case that both know"
+progress "checking, cases: $(wc -l <"$build/cases")"
 for name in old new; do
     while read -r case; do
         "$build/$name" "$@" --case "$case" --rounds 1 --seconds 0.001 >/dev/null || {
@@ -157,6 +162,7 @@ for again in 1 2 3 4; do
     limit=$((again * rounds))
     while [ "$round" -lt "$limit" ]; do
         round=$((round + 1))
+        progress "round $round of $limit, cases: $(wc -l <"$build/left")"
         while read -r case; do
             if [ $((round % 2)) -eq 1 ]; then order='old new'; else order='new old'; fi
             for name in $order; do turn "$name" "$case" "$round" "$@"; done

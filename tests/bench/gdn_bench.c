@@ -45,6 +45,7 @@ typedef struct bench_case {
 #define LOAD(n, t) .seqs = (n), .tokens = (t)
 #define STATE(order, type) .layout = GDN_STATE_##order, .state = GDN_##type
 #define INPUTS(type) .inputs = GDN_##type
+#define CHUNKED .compute = GDN_COMPUTE_F32_CHUNKS
 
 static const bench_case cases[] = {
     {"prefill_f32", true, {QWEN, LOAD(1, 512), STATE(KV, F32), INPUTS(F32)}},
@@ -54,11 +55,17 @@ static const bench_case cases[] = {
     {"prefill_f16", false, {QWEN, LOAD(1, 512), STATE(KV, F32), INPUTS(F16)}},
     {"prefill_kda", true, {QWEN, LOAD(1, 512), STATE(KV, F32), INPUTS(F32), .is_kda = true}},
     {"prefill_vk_kda", false, {QWEN, LOAD(1, 512), STATE(VK, F32), INPUTS(F32), .is_kda = true}},
+    {"prefill_chunked_f32", true, {QWEN, LOAD(1, 512), STATE(KV, F32), INPUTS(F32), CHUNKED}},
+    {"prefill_chunked_vk_f32", true, {QWEN, LOAD(1, 512), STATE(VK, F32), INPUTS(F32), CHUNKED}},
+    {"prefill_chunked_bf16", true, {QWEN, LOAD(1, 512), STATE(KV, F32), INPUTS(BF16), CHUNKED}},
+    {"prefill_chunked_kda", true, {QWEN, LOAD(1, 512), STATE(KV, F32), INPUTS(F32), .is_kda = true, CHUNKED}},
 
     {"prefill_T4", true, {QWEN, LOAD(1, 4), STATE(KV, F32), INPUTS(F32)}},
     {"prefill_T16", false, {QWEN, LOAD(1, 16), STATE(KV, F32), INPUTS(F32)}},
     {"prefill_T64", false, {QWEN, LOAD(1, 64), STATE(KV, F32), INPUTS(F32)}},
     {"prefill_T4096", false, {QWEN, LOAD(1, 4096), STATE(KV, F32), INPUTS(F32)}},
+    {"prefill_t4_vk_f32", true, {QWEN, LOAD(1, 4), STATE(VK, F32), INPUTS(F32)}},
+    {"steps_t4_vk_f32", true, {QWEN, LOAD(1, 4), STATE(VK, F32), INPUTS(F32), .states = STATES_STEPS}},
 
     {"varlen_mix", true, {QWEN, LOAD(64, 500), STATE(KV, F32), INPUTS(F32), .lengths = LENGTHS_MIXED}},
     {"prefill_same_total", true, {QWEN, LOAD(64, 500), STATE(KV, F32), INPUTS(F32), .lengths = LENGTHS_JOINED}},
@@ -90,10 +97,20 @@ static const bench_case cases[] = {
 };
 
 #ifdef GDN_BENCH_GGML
+#define GGML_QWEN(n, t) QWEN, LOAD(n, t), STATE(VK, F32), INPUTS(F32), .style = STYLE_GGML
+
+/* Drafts of one sequence: both sides read the same states in every run and write others. */
 static const bench_case ggml_cases[] = {
-    {"ggml_prefill", true, {QWEN, LOAD(1, 512), STATE(VK, F32), INPUTS(F32), .style = STYLE_GGML}},
-    {"ggml_decode", true, {QWEN, LOAD(64, 1), STATE(VK, F32), INPUTS(F32), .style = STYLE_GGML}},
-    {"ggml_decode_one", true, {QWEN, LOAD(1, 1), STATE(VK, F32), INPUTS(F32), .style = STYLE_GGML}},
+    {"ggml_prefill", true, {GGML_QWEN(1, 512)}},
+    {"ggml_prefill_chunked", true, {GGML_QWEN(1, 512), CHUNKED}},
+    {"ggml_decode", true, {GGML_QWEN(64, 1)}},
+    {"ggml_decode_one", true, {GGML_QWEN(1, 1)}},
+    {"ggml_short_t2", true, {GGML_QWEN(1, 2), .states = STATES_APART}},
+    {"ggml_short_t4", true, {GGML_QWEN(1, 4), .states = STATES_APART}},
+    {"ggml_short_t8", true, {GGML_QWEN(1, 8), .states = STATES_APART}},
+    {"ggml_snapshots_t2", true, {GGML_QWEN(1, 2), .states = STATES_STEPS}},
+    {"ggml_snapshots_t4", true, {GGML_QWEN(1, 4), .states = STATES_STEPS}},
+    {"ggml_snapshots_t8", true, {GGML_QWEN(1, 8), .states = STATES_STEPS}},
 };
 #endif
 
@@ -291,7 +308,7 @@ static void deviate(deviation *d, const float *x, const float *y, size_t count) 
 /* One run of each from the same states; false: the results differ. */
 static bool meet_peer(measurement *m, record *r) {
     const gdn_params *p = workload_params(m->w);
-    const size_t slot = (size_t)(p->num_value_heads * p->head_k_dim * p->head_v_dim);
+    const size_t state = (size_t)(p->num_value_heads * p->head_k_dim * p->head_v_dim);
     deviation outputs = {0, 0}, states = {0, 0};
     m->peer = peer_new(p, m->options->threads);
     if (m->peer == NULL) {
@@ -303,11 +320,9 @@ static bool meet_peer(measurement *m, record *r) {
     peer_run(m->peer);
     peer_rest(m->peer);
     deviate(&outputs, p->o.data, peer_output(m->peer), (size_t)(p->seq_len * p->num_value_heads * p->head_v_dim));
-    for (ptrdiff_t n = 0; n < p->num_seqs; n++) {
-        const size_t from = (size_t)((const int32_t *)p->initial_state_indices.data)[n] * slot;
-        deviate(&states, (const float *)p->initial_state_source.data + from, peer_states(m->peer) + (size_t)n * slot,
-                slot);
-    }
+    for (ptrdiff_t before = 0; before < workload_states_left(m->w); before++)
+        for (ptrdiff_t n = 0; n < p->num_seqs; n++)
+            deviate(&states, workload_state(m->w, n, before), peer_states(m->peer, before) + (size_t)n * state, state);
     const double x = outputs.error / outputs.size, y = states.error / states.size;
     r->nmse = fmax(r->nmse, fmax(x, y));
     if (x <= MAX_NMSE && y <= MAX_NMSE) return true;
@@ -373,13 +388,13 @@ static const char keys_text[] =
     "  us_per_token        of all heads\n"
     "  gflops              6*K*V for each token and value head, nothing else counted\n"
     "  peak_fraction       of peak_gflops\n"
-    "  bandwidth_fraction  bytes of state, each read and written once, over bandwidth_gbs\n"
+    "  bandwidth_fraction  bytes of the states at the start, each read and written once, over bandwidth_gbs\n"
     "  best_us, median_us  of one call, validation included; with one thread its processor time, which other\n"
     "                      programs do not stretch\n"
     "  runs, rounds        calls timed, in so many rounds\n"
     "  interrupted         1: other programs ran during every call, even the best, and its time may be too short\n"
     "  peak_gflops         float32 fused multiply-adds in registers; isa=plain on x86: SSE2 without the fusing\n"
-    "  bandwidth_gbs       multiplying the pool in place\n"
+    "  bandwidth_gbs       multiplying these states in place\n"
     "  validate_us         gdn_validate() alone, best\n"
     "  scratch_bytes       of each thread\n"
     "  ggml_us, ratio      with --ggml: of one of its calls; that over best_us\n"

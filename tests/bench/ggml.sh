@@ -37,12 +37,12 @@ cmake --build "$build" --target gdn_bench --parallel "$(nproc 2>/dev/null || ech
 
 "$build/tests/bench/gdn_bench" --ggml "$@" >"$build/ggml.txt"
 awk '
-    BEGIN { printf "%-18s %-7s %7s %14s %14s %7s %9s\n", "case", "isa", "threads", "us", "us of ggml", "ratio", "nmse" }
+    BEGIN { printf "%-20s %-7s %7s %14s %14s %7s %9s\n", "case", "isa", "threads", "us", "us of ggml", "ratio", "nmse" }
     {
         for (i = 1; i <= NF; i++) {
             split($i, pair, "=")
             value[pair[1]] = pair[2]
         }
-        printf "%-18s %-7s %7s %14s %14s %7s %9s\n", value["case"], value["isa"], value["threads"], value["best_us"],
+        printf "%-20s %-7s %7s %14s %14s %7s %9s\n", value["case"], value["isa"], value["threads"], value["best_us"],
             value["ggml_us"], value["ratio"], value["nmse"]
     }' "$build/ggml.txt"

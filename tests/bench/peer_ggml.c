@@ -13,7 +13,7 @@ struct peer {
     struct ggml_tensor *result;
     struct ggml_threadpool *threads;
     struct ggml_cplan plan;
-    size_t output_size; /* elements before the states */
+    size_t output_size, states_size; /* elements: before the states; of all states after one token */
 };
 
 /* A tensor over memory of the caller; the operator does not write to its sources. */
@@ -51,9 +51,10 @@ peer *peer_new(const gdn_params *p, int threads) {
         memcpy((float *)states->data + (size_t)n * slot_size, pool + (size_t)slots[n] * slot_size,
                slot_size * sizeof *pool);
 
-    const int64_t final_state_only = 1;
-    x->result = own(ggml_gated_delta_net(x->context, q, k, v, g, beta, states, final_state_only));
+    const int64_t states_kept = p->intermediate_states_buffer.data != NULL ? T : 1;
+    x->result = own(ggml_gated_delta_net(x->context, q, k, v, g, beta, states, states_kept));
     x->output_size = (size_t)(N * T * HV * S);
+    x->states_size = (size_t)N * slot_size;
     x->graph = ggml_new_graph(x->context);
     ggml_build_forward_expand(x->graph, x->result);
 
@@ -76,7 +77,9 @@ void peer_rest(peer *x) { ggml_threadpool_pause(x->threads); }
 
 const float *peer_output(const peer *x) { return x->result->data; }
 
-const float *peer_states(const peer *x) { return (const float *)x->result->data + x->output_size; }
+const float *peer_states(const peer *x, ptrdiff_t tokens_before) {
+    return (const float *)x->result->data + x->output_size + (size_t)tokens_before * x->states_size;
+}
 
 void peer_free(peer *x) {
     ggml_threadpool_free(x->threads);

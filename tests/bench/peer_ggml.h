@@ -2,12 +2,15 @@
 #ifndef PEER_GGML_H
 #define PEER_GGML_H
 
+#include <stddef.h>
+
 #include "gdn_varlen.h"
 
 typedef struct peer peer;
 
-/* Takes the states in the pool as they are now; reads q, k, v, a and b where they are. Needs GDN_STATE_VK, float32, K =
- * V and sequences of one length. NULL: ggml refuses. */
+/* Takes the states in the pool as they are now; reads q, k, v, a and b where they are. It keeps the state after every
+ * token where the call does, otherwise the final one. Needs GDN_STATE_VK, float32, K = V and sequences of one length.
+ * NULL: ggml refuses. */
 peer *peer_new(const gdn_params *p, int threads);
 
 /* Always from the same states, to an output and states of its own. */
@@ -18,7 +21,8 @@ void peer_wake(peer *x);
 void peer_rest(peer *x);
 
 const float *peer_output(const peer *x); /* [tokens, value heads, V] */
-const float *peer_states(const peer *x); /* [sequences, value heads, V, K] */
+/* So many tokens before the last: [sequences, value heads, V, K]. */
+const float *peer_states(const peer *x, ptrdiff_t tokens_before);
 void peer_free(peer *x);
 
 #endif

@@ -9,6 +9,7 @@ Writes into FOLDER, from the lines that there are:
     bandwidth.svg       fraction of the in-place bandwidth, decode of 64 sequences, by case
     ggml.svg            how many times faster than ggml's operator
     tokens.svg          time per token against the length of one sequence
+    short.svg           time per token of one sequence of 2 to 16 tokens, by case
     sequences.svg       time per token of decode against the number of sequences
 
 Each instruction set and number of threads has its own colour. Needs nothing but Python.
@@ -162,6 +163,7 @@ def main(arguments):
     prefill = [run for run in own if run["T"] >= 64]
     decode = [run for run in own if run["T"] == 1 and run["N"] == 64]
     lengths = [run for run in own if run["case"] in ("decode_one_in_cache", "prefill_f32") or "prefill_T" in run["case"]]
+    short = [run for run in own if 2 <= run["T"] <= 16 and run["N"] == 1]
     counts = [run for run in own if run["case"] in ("decode_one_in_cache", "decode_f32") or "decode_N" in run["case"]]
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -173,6 +175,8 @@ def main(arguments):
         ("ggml.svg", compared, lambda path: bars(path, "Times faster than ggml's operator", compared, "ratio", 1.0)),
         ("tokens.svg", lengths, lambda path: curves(
             path, "One sequence: time per token, all 32 heads of 128x128", lengths, "T", "tokens of the sequence")),
+        ("short.svg", short, lambda path: bars(
+            path, "One short sequence: microseconds per token, all 32 heads of 128x128", short, "us_per_token", 1.0)),
         ("sequences.svg", counts, lambda path: curves(
             path, "Decode: time per token, all 32 heads of 128x128", counts, "N", "sequences")),
     ]

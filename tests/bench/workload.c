@@ -49,6 +49,8 @@ static size_t matrix_bytes(const workload *w) {
     return (size_t)(w->p.head_k_dim * w->p.head_v_dim) * element_size((element)w->p.initial_state_source.dtype);
 }
 
+static size_t slot_bytes(const workload *w) { return (size_t)w->p.num_value_heads * matrix_bytes(w); }
+
 /* ---- Inputs ---- */
 
 /* Rows of normal numbers: runs of a table, from anywhere in it, as drawing each would take longer than the timing. */
@@ -131,6 +133,29 @@ static void make_lengths(workload *w, const workload_shape *shape) {
     w->p.cu_seqlens = gdn_i32(ends);
 }
 
+/* The pool, and where the states go. */
+static void make_states(workload *w, const workload_shape *shape, gdn_isa isa) {
+    gdn_params *p = &w->p;
+    const bool apart = shape->states == STATES_APART;
+    const int32_t seqs = (int32_t)p->num_seqs;
+    p->initial_state_source = gdn_pool_of(NULL, shape->state, apart ? 2 * seqs : seqs);
+    const size_t bytes = (size_t)p->initial_state_source.num_states * slot_bytes(w);
+    void *pool = p->initial_state_source.data = allocate(w, bytes);
+    rates_scale(w->threads, isa, pool, bytes); /* the threads that touch memory first have it near */
+    fill_normal(w, pool, shape->state, seqs * p->num_value_heads * p->head_k_dim, p->head_v_dim);
+    int32_t *slots = allocate(w, 2 * (size_t)seqs * sizeof *slots);
+    for (int32_t n = 0; n < seqs; n++) {
+        slots[n] = (n ^ 1) < seqs ? n ^ 1 : n; /* neighbours swapped */
+        slots[seqs + n] = seqs + slots[n];
+    }
+    p->initial_state_indices = gdn_i32(slots);
+    if (apart) p->output_state_indices = gdn_i32(slots + seqs);
+    if (shape->states != STATES_STEPS) return;
+    void *cache = allocate(w, (size_t)p->seq_len * slot_bytes(w));
+    p->intermediate_states_buffer = gdn_cache_of(cache, shape->state, seqs, w->longest);
+    p->disable_state_update = true;
+}
+
 /* ---- Runs ---- */
 
 /* A chunk is the value heads of one key head, which share the work on q and k, or less where that would leave threads
@@ -198,6 +223,7 @@ workload *workload_new(const workload_shape *shape, gdn_isa isa, threads *t) {
     p->allow_neg_eigval = shape->allow_neg_eigval;
     p->use_qk_l2norm_in_kernel = true;
     p->state_layout = shape->layout;
+    p->compute = shape->compute;
     p->isa = isa;
 
     const ptrdiff_t heads = p->num_value_heads, key_rows = p->seq_len * p->num_key_heads, rows = p->seq_len * heads;
@@ -215,13 +241,7 @@ workload *workload_new(const workload_shape *shape, gdn_isa isa, threads *t) {
     p->b = gdn_tensor_of(b, dtype);
     p->o = gdn_output_of(allocate(w, (size_t)(rows * p->head_v_dim) * element_size((element)dtype)), dtype);
 
-    p->initial_state_source = gdn_pool_of(NULL, shape->state, p->num_seqs);
-    void *pool = p->initial_state_source.data = allocate(w, workload_state_bytes(w));
-    rates_scale(t, isa, pool, workload_state_bytes(w)); /* the threads that touch memory first have it near */
-    fill_normal(w, pool, shape->state, p->num_seqs * heads * p->head_k_dim, p->head_v_dim);
-    int32_t *slots = allocate(w, (size_t)p->num_seqs * sizeof *slots);
-    for (int32_t n = 0; n < p->num_seqs; n++) slots[n] = (n ^ 1) < p->num_seqs ? n ^ 1 : n; /* neighbours swapped */
-    p->initial_state_indices = gdn_i32(slots);
+    make_states(w, shape, isa);
     validate(p);
     plan(w);
     return w;
@@ -253,7 +273,6 @@ static bool accept(const char *array, const deviation *d, gdn_dtype dtype) {
 enum { SLICE = 32 };
 typedef struct place {
     ptrdiff_t item, sequence, head, first, last; /* columns */
-    unsigned char *matrix;
 } place;
 
 static place place_of(const workload *w, ptrdiff_t item) {
@@ -264,9 +283,6 @@ static place place_of(const workload *w, ptrdiff_t item) {
     if (p->head_map == GDN_HEADS_TILED) x.head = position % group * p->num_key_heads + position / group;
     x.first = slice * SLICE;
     x.last = slice + 1 < slices ? x.first + SLICE : p->head_v_dim;
-    const int32_t *slots = p->initial_state_indices.data;
-    x.matrix =
-        (unsigned char *)p->initial_state_source.data + (size_t)(slots[x.sequence] * heads + x.head) * matrix_bytes(w);
     return x;
 }
 
@@ -282,14 +298,29 @@ static void compare_outputs(deviation *d, const workload *w, const place *x, con
     }
 }
 
-static void compare_states(deviation *d, const workload *w, const place *x, const unsigned char *actual) {
+static unsigned char *slot(const workload *w, const gdn_indices *slots, ptrdiff_t sequence) {
+    return (unsigned char *)w->p.initial_state_source.data +
+           (size_t)((const int32_t *)slots->data)[sequence] * slot_bytes(w);
+}
+
+/* Where the state of its head is before a run, and after one. */
+static unsigned char *start_matrix(const workload *w, const place *x) {
+    return slot(w, &w->p.initial_state_indices, x->sequence) + (size_t)x->head * matrix_bytes(w);
+}
+
+static unsigned char *matrix(const workload *w, const place *x, ptrdiff_t tokens_before) {
+    return (unsigned char *)workload_state(w, x->sequence, tokens_before) + (size_t)x->head * matrix_bytes(w);
+}
+
+static void compare_states(deviation *d, const workload *w, const place *x, const unsigned char *actual,
+                           const unsigned char *expected) {
     const gdn_params *p = &w->p;
     const ptrdiff_t K = p->head_k_dim, V = p->head_v_dim;
     const element type = (element)p->initial_state_source.dtype;
     for (ptrdiff_t c = x->first; c < x->last; c++)
         for (ptrdiff_t i = 0; i < K; i++) {
             const size_t at = (size_t)(p->state_layout == GDN_STATE_KV ? i * V + c : c * K + i) * element_size(type);
-            deviate(d, element_load(type, actual + at), element_load(type, x->matrix + at));
+            deviate(d, element_load(type, actual + at), element_load(type, expected + at));
         }
 }
 
@@ -299,8 +330,9 @@ bool workload_check(workload *w) {
     oracle.compute = GDN_COMPUTE_F64;
     oracle.isa = GDN_ISA_AUTO;
     const size_t scratch_bytes = gdn_scratch_size(&oracle), bytes = matrix_bytes(w);
+    const ptrdiff_t left = workload_states_left(w);
     double *expected = calloc((size_t)(p->seq_len * p->num_value_heads * p->head_v_dim), sizeof *expected);
-    unsigned char *before = malloc(MAX_CHECKED * bytes), *after = malloc(MAX_CHECKED * bytes);
+    unsigned char *before = malloc(MAX_CHECKED * bytes), *after = malloc((size_t)(MAX_CHECKED * left) * bytes);
     void *scratch = malloc(scratch_bytes);
     if (expected == NULL || before == NULL || after == NULL || scratch == NULL) stop("out of memory");
     oracle.o = gdn_out_f64(expected);
@@ -311,20 +343,24 @@ bool workload_check(workload *w) {
     place places[MAX_CHECKED];
     for (ptrdiff_t i = 0; i < count; i++) {
         places[i] = place_of(w, (w->items - 1) * i / (count - 1));
-        memcpy(before + (size_t)i * bytes, places[i].matrix, bytes);
+        memcpy(before + (size_t)i * bytes, start_matrix(w, &places[i]), bytes);
     }
     workload_run(w);
-    for (ptrdiff_t i = 0; i < count; i++) memcpy(after + (size_t)i * bytes, places[i].matrix, bytes);
+    for (ptrdiff_t i = 0; i < count * left; i++)
+        memcpy(after + (size_t)i * bytes, matrix(w, &places[i / left], i % left), bytes);
 
     deviation outputs = {0, 0}, states = {0, 0};
     for (ptrdiff_t i = 0; i < count; i++) {
         const place *x = &places[i];
-        memcpy(x->matrix, before + (size_t)i * bytes, bytes);
+        memcpy(start_matrix(w, x), before + (size_t)i * bytes, bytes);
         if (gdn_run_work_items(&oracle, x->item, x->item + 1, scratch, scratch_bytes) != GDN_OK)
             stop("the oracle failed");
         compare_outputs(&outputs, w, x, expected);
-        compare_states(&states, w, x, after + (size_t)i * bytes);
-        memcpy(x->matrix, after + (size_t)i * bytes, bytes);
+        for (ptrdiff_t j = 0; j < left; j++) {
+            const unsigned char *actual = after + (size_t)(i * left + j) * bytes;
+            compare_states(&states, w, x, actual, matrix(w, x, j));
+            memcpy(matrix(w, x, j), actual, bytes);
+        }
     }
     free(expected);
     free(before);
@@ -338,8 +374,20 @@ const gdn_params *workload_params(const workload *w) { return &w->p; }
 
 ptrdiff_t workload_longest(const workload *w) { return w->longest; }
 
-size_t workload_state_bytes(const workload *w) {
-    return (size_t)(w->p.num_seqs * w->p.num_value_heads) * matrix_bytes(w);
+size_t workload_state_bytes(const workload *w) { return (size_t)w->p.num_seqs * slot_bytes(w); }
+
+ptrdiff_t workload_states_left(const workload *w) {
+    return w->p.intermediate_states_buffer.data != NULL ? w->longest : 1;
+}
+
+void *workload_state(const workload *w, ptrdiff_t sequence, ptrdiff_t tokens_before) {
+    const gdn_params *p = &w->p;
+    const gdn_state_cache *cache = &p->intermediate_states_buffer;
+    if (cache->data != NULL)
+        return (unsigned char *)cache->data +
+               (size_t)((sequence + 1) * cache->num_steps - 1 - tokens_before) * slot_bytes(w);
+    return slot(w, p->output_state_indices.data != NULL ? &p->output_state_indices : &p->initial_state_indices,
+                sequence);
 }
 
 void workload_free(workload *w) {

@@ -19,6 +19,12 @@ typedef enum workload_style {
     STYLE_GGML,   /* log decay, beta, normalised q and k, tiled heads: what ggml's operator takes */
 } workload_style;
 
+typedef enum workload_states {
+    STATES_IN_PLACE, /* each sequence goes on from run to run in its slot of the pool */
+    STATES_APART,    /* every run from the same states; the final ones into other slots */
+    STATES_STEPS,    /* the same, but the state after every token into a cache; needs sequences of one length */
+} workload_states;
+
 typedef struct workload_shape {
     int key_heads, value_heads, k_dim, v_dim, seqs, tokens;
     gdn_state_layout layout;
@@ -26,14 +32,16 @@ typedef struct workload_shape {
     bool is_kda, allow_neg_eigval;
     workload_lengths lengths;
     workload_style style;
+    workload_states states;
+    gdn_compute compute;
 } workload_shape;
 
 typedef struct workload workload;
 
-/* Seeded inputs, gates as Flash Linear Attention initialises them, one pool slot for each sequence. */
+/* Seeded inputs, gates as Flash Linear Attention initialises them, one pool slot for each sequence to start from. */
 workload *workload_new(const workload_shape *shape, gdn_isa isa, threads *t);
 
-/* The call as an embedder makes it: validated, then run by all threads. The states go on from run to run. */
+/* The call as an embedder makes it: validated, then run by all threads. */
 void workload_run(workload *w);
 
 /* One run compared with the oracle at work items from the first to the last; false: they differ, as a line on standard
@@ -41,8 +49,13 @@ void workload_run(workload *w);
 bool workload_check(workload *w);
 
 const gdn_params *workload_params(const workload *w);
-ptrdiff_t workload_longest(const workload *w); /* tokens of the longest sequence */
-size_t workload_state_bytes(const workload *w);
+ptrdiff_t workload_longest(const workload *w);  /* tokens of the longest sequence */
+size_t workload_state_bytes(const workload *w); /* of the states that runs start from, which begin the pool */
+
+/* How many states a run leaves of each sequence, and where one is, so many tokens before the last: [value heads, K, V]
+ * or [.., V, K]. */
+ptrdiff_t workload_states_left(const workload *w);
+void *workload_state(const workload *w, ptrdiff_t sequence, ptrdiff_t tokens_before);
 void workload_free(workload *w);
 
 #endif

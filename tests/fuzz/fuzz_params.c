@@ -67,7 +67,7 @@ static const void *const present = "";
 static gdn_dtype draw_dtype(input *b, gdn_compute compute) {
     static const gdn_dtype dtypes[] = {GDN_F32, GDN_F32, GDN_BF16, GDN_F16, GDN_F64};
     gdn_dtype dtype = INPUT_PICK(b, dtypes);
-    return dtype == GDN_F64 && compute == GDN_COMPUTE_F32 ? GDN_F32 : dtype;
+    return dtype == GDN_F64 && compute != GDN_COMPUTE_F64 ? GDN_F32 : dtype;
 }
 
 static gdn_tensor draw_tensor(input *b, gdn_compute compute) {
@@ -85,7 +85,8 @@ static void draw_params(input *b, gdn_params *p) {
     static const ptrdiff_t dims[] = {1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 20, 24, 31, 32, 33, 40, 47, 64, 65};
     const int kind = input_byte(b), states = input_byte(b), more = input_byte(b), options = input_byte(b);
     memset(p, 0, sizeof *p);
-    p->compute = kind % 4 == 3 ? GDN_COMPUTE_F64 : GDN_COMPUTE_F32;
+    static const gdn_compute computes[] = {GDN_COMPUTE_F32, GDN_COMPUTE_F32, GDN_COMPUTE_F32_CHUNKS, GDN_COMPUTE_F64};
+    p->compute = computes[kind % 4];
     p->isa = kind / 4 % 2 ? GDN_ISA_AUTO : kind / 8 % 2 ? GDN_ISA_AVX2 : GDN_ISA_PLAIN;
     if (!gdn_isa_supported(p->isa)) p->isa = GDN_ISA_AUTO;
     p->num_key_heads = 1 + input_below(b, 3);
@@ -170,23 +171,15 @@ static void edit_params(input *b, gdn_params *p) {
     switch (input_below(b, 8)) {
     case 0:
     case 1:
-    case 2:
-        *INPUT_PICK(b, sizes) = (int8_t)input_byte(b);
-        break;
+    case 2: *INPUT_PICK(b, sizes) = (int8_t)input_byte(b); break;
     case 3: { /* wraps */
         ptrdiff_t *const size = INPUT_PICK(b, sizes);
         *size = (ptrdiff_t)((size_t)*size + (size_t)(int8_t)input_byte(b));
         break;
     }
-    case 4:
-        *INPUT_PICK(b, sizes) = INPUT_PICK(b, extremes);
-        break;
-    case 5:
-        *INPUT_PICK(b, dtypes) = (gdn_dtype)(int8_t)input_byte(b);
-        break;
-    case 6:
-        *INPUT_PICK(b, numbers) = INPUT_PICK(b, values);
-        break;
+    case 4: *INPUT_PICK(b, sizes) = INPUT_PICK(b, extremes); break;
+    case 5: *INPUT_PICK(b, dtypes) = (gdn_dtype)(int8_t)input_byte(b); break;
+    case 6: *INPUT_PICK(b, numbers) = INPUT_PICK(b, values); break;
     default: {
         const int which = input_below(b, 13), value = (int8_t)input_byte(b);
         if (which == 0) p->state_layout = (gdn_state_layout)value;

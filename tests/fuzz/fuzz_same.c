@@ -33,6 +33,7 @@ static void draw_options(input *b, gdn_params *p) {
     p->beta_input = (gdn_beta_input)(flags / 16 % 2);
     p->allow_neg_eigval = p->use_qk_l2norm_in_kernel && flags / 32 % 2 != 0;
     p->state_layout = flags / 64 % 2 ? GDN_STATE_VK : GDN_STATE_KV;
+    p->compute = flags / 128 ? GDN_COMPUTE_F32_CHUNKS : GDN_COMPUTE_F32;
     p->gate_input = (gdn_gate_input)input_below(b, 3);
     p->has_lower_bound = p->gate_input == GDN_GATE_RAW && input_below(b, 3) == 1;
     p->lower_bound = p->has_lower_bound ? -0.05 * input_byte(b) : 0;
@@ -73,14 +74,17 @@ static call *draw_call(input *b) {
         for (int j = 0; j < STEPS; j++) slots[i * STEPS + j] = place / 15 % 7 == j ? -1 : i * STEPS + j;
         for (int j = 0; j < STEPS; j++) parents[i * STEPS + j] = j == 0 ? 0 : input_below(b, j);
     }
+    const int tail = varlen ? input_below(b, 3) : 0, states = input_byte(b);
+    /* Several chunks, where no step is stored. */
+    const bool chunks = p->compute == GDN_COMPUTE_F32_CHUNKS && states % 4 != 3 && states / 8 % 2 == 0;
+    for (int i = 0; i < n && chunks; i++) lens[i] *= 9;
     if (varlen) {
         config.lens = (call_list){n, lens};
-        config.tail = input_below(b, 3);
+        config.tail = tail;
     } else {
         p->batch_size = n;
         p->seq_len = lens[0];
     }
-    const int states = input_byte(b);
     if (states % 4 != 0) {
         p->initial_state_source.num_states = n * STEPS + 1;
         p->initial_state_source.dtype = draw_dtype(b);

@@ -294,18 +294,12 @@ static double draw_gate(rng *r, const gdn_params *p) {
 /* Keys that are not normalised have length one on average: longer ones make the recurrence unstable. */
 static double draw(rng *r, call_array which, const gdn_params *p) {
     switch (which) {
-    case CALL_A_LOG:
-        return log(rng_uniform(r, 0, 16));
-    case CALL_DT_BIAS:
-        return inverse_softplus(draw_dt(r));
-    case CALL_A:
-        return draw_gate(r, p);
-    case CALL_K:
-        return rng_normal(r) / (p->use_qk_l2norm_in_kernel ? 1 : sqrt((double)p->head_k_dim));
-    case CALL_B:
-        return p->beta_input == GDN_BETA_RAW ? rng_normal(r) : 1 / (1 + exp(-rng_normal(r)));
-    default:
-        return rng_normal(r);
+    case CALL_A_LOG: return log(rng_uniform(r, 0, 16));
+    case CALL_DT_BIAS: return inverse_softplus(draw_dt(r));
+    case CALL_A: return draw_gate(r, p);
+    case CALL_K: return rng_normal(r) / (p->use_qk_l2norm_in_kernel ? 1 : sqrt((double)p->head_k_dim));
+    case CALL_B: return p->beta_input == GDN_BETA_RAW ? rng_normal(r) : 1 / (1 + exp(-rng_normal(r)));
+    default: return rng_normal(r);
     }
 }
 
@@ -325,7 +319,8 @@ call *call_new(const call_config *config) {
     call shape = {.p = config->p, .tolerance = config->tolerance};
     gdn_params *p = &shape.p;
     bool varlen = config->lens.count > 0;
-    if (p->isa == GDN_ISA_AUTO && p->compute == GDN_COMPUTE_F32) p->isa = test_isa();
+    if (p->compute == GDN_COMPUTE_F32) p->compute = test_compute();
+    if (p->isa == GDN_ISA_AUTO && p->compute != GDN_COMPUTE_F64) p->isa = test_isa();
     if (varlen) {
         p->batch_size = 1;
         p->num_seqs = config->lens.count;
@@ -478,6 +473,13 @@ static ptrdiff_t index_at(const call *c, call_array which, ptrdiff_t n, ptrdiff_
 /* A slot as the call means it: -1 for a negative one and for the null slot. */
 static ptrdiff_t slot_or_none(const call *c, ptrdiff_t slot) {
     return slot < 0 || (c->p.has_null_slot && slot == c->p.null_slot) ? -1 : slot;
+}
+
+bool call_in_chunks(const call *c) {
+    bool single = false;
+    for (ptrdiff_t n = 0; n < call_num_seqs(c); n++) single = single || call_length(c, n) == 1;
+    return c->p.compute == GDN_COMPUTE_F32_CHUNKS && !call_has(c, CALL_CACHE) && !call_has(c, CALL_STEP_SLOTS) &&
+           !single;
 }
 
 ptrdiff_t call_num_seqs(const call *c) { return call_has(c, CALL_CU_SEQLENS) ? c->p.num_seqs : c->p.batch_size; }

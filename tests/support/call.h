@@ -123,6 +123,9 @@ void call_set(call *c, call_array which, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t i
 void call_fill(call *c, call_array which, double value);
 
 /* The contract's reading of the index arrays. */
+/* Whether every sequence of the call is computed in chunks. */
+bool call_in_chunks(const call *c);
+
 ptrdiff_t call_num_seqs(const call *c);
 ptrdiff_t call_length(const call *c, ptrdiff_t n);
 ptrdiff_t call_batch(const call *c, ptrdiff_t n);              /* batch row of sequence n */

@@ -22,10 +22,19 @@ gdn_isa test_isa(void) {
     exit(2);
 }
 
+gdn_compute test_compute(void) {
+    const char *text = getenv("GDN_TEST_COMPUTE");
+    if (text == NULL || text[0] == '\0' || strcmp(text, "f32") == 0) return GDN_COMPUTE_F32;
+    if (strcmp(text, "f32_chunks") == 0) return GDN_COMPUTE_F32_CHUNKS;
+    fprintf(stderr, "GDN_TEST_COMPUTE=%s: no such computation\n", text);
+    exit(2);
+}
+
 void test_banner(const char *program) {
     gdn_isa isa = test_isa();
-    printf("%s: GDN_TEST_SEED=%" PRIu64 ", instruction set %s\n", program, test_seed(),
-           gdn_isa_name(isa == GDN_ISA_AUTO ? gdn_isa_selected() : isa));
+    printf("%s: GDN_TEST_SEED=%" PRIu64 ", instruction set %s%s\n", program, test_seed(),
+           gdn_isa_name(isa == GDN_ISA_AUTO ? gdn_isa_selected() : isa),
+           test_compute() == GDN_COMPUTE_F32_CHUNKS ? ", in chunks" : "");
     fflush(stdout);
     if (gdn_isa_supported(isa)) return;
     printf("%s: %s is not there\n", cpu_requires(isa) ? "FAILED" : "skipped", gdn_isa_name(isa));

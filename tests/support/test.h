@@ -19,6 +19,9 @@ uint64_t test_seed(void);
 /* The instance that calls run on which name none: GDN_TEST_ISA from the environment, or GDN_ISA_AUTO. */
 gdn_isa test_isa(void);
 
+/* What GDN_COMPUTE_F32 means in a test: GDN_TEST_COMPUTE from the environment, f32 (the default) or f32_chunks. */
+gdn_compute test_compute(void);
+
 /* Exit status of a program that cannot test anything here. */
 enum { TEST_SKIPPED = 77 };
 

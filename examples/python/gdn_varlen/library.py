@@ -147,7 +147,7 @@ ENUMERATIONS = {
     "beta_input": ("GDN_BETA_", ("raw", "given")),
     "l2norm_form": ("GDN_L2NORM_", ("sum_plus_eps", "mean_plus_eps", "max_norm_eps", "norm_plus_eps")),
     "padding": ("GDN_PADDING_", ("compute", "zero", "leave")),
-    "compute": ("GDN_COMPUTE_", ("f32", "f64")),
+    "compute": ("GDN_COMPUTE_", ("f32", "f64", "f32_chunks")),
     "isa": ("GDN_ISA_", ("auto", "plain", "avx2", "avx512", "neon")),
 }
 

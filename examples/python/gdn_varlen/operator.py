@@ -171,7 +171,8 @@ def fused_sigmoid_gating_delta_rule_update(
       gate_input    "raw", "log", "decay"         beta_input   "raw", "given"
       l2norm_form   "sum_plus_eps", "mean_plus_eps", "max_norm_eps", "norm_plus_eps"; l2norm_eps a number
       padding       "compute", "zero", "leave"    null_slot    a slot, or -1 for none
-      compute       "f32", or "f64": the oracle, whose new `o` is float64
+      compute       "f32"; "f32_chunks": faster for prompts, with other last bits; or "f64": the oracle, whose new `o`
+                    is float64
       o             where to put the output       num_threads  at most; default: all cores
 
     A call that is refused raises GdnError, a ValueError with .argument, .index, .other and .status.
