@@ -22,7 +22,7 @@
 
 enum { Q, KEY, VALUE, GATE, BETA, STATE, NUM_SOURCES };
 
-enum { SHORT = 8 }; /* below, a call for each token is faster */
+enum { SHORT = 4 }; /* below, a call for each token is faster */
 
 /* One stream of ggml's. The calls are those of one node: the same sequences and heads, tokens that follow each other.
  */
