@@ -43,6 +43,7 @@ orders          long  2 min    what the order of operations costs, 1000 draws a 
 torch           long  5 min    the Python module with PyTorch and transformers from PyPI, 5 GB
 ggml            long  4 min    beside ggml, whose source comes from PyPI
 peers           long  20 min   tests and references of the peers on the Python modules, with PyTorch from PyPI, 6 GB
+ggml_backend    long  30 min   inside llama.cpp, three releases of it from PyPI
 '
 # What `targets_quick` must find: tools that .ci/run installs.
 quick_targets='^(aarch64|s390x|riscv64|x86_64-w64|gcc|g\+\+)'
@@ -199,6 +200,7 @@ section_ggml() {
     cmake --build "$out/ggml" --target ggml_custom_op --parallel "$jobs"
     "$out/ggml/examples/ggml_custom_op"
 }
+section_ggml_backend() { BUILD_DIR=$out/ggml_backend examples/ggml_backend/test.sh; }
 
 # ==== running them =======================================================================================================
 

@@ -78,6 +78,7 @@ else
 fi
 have mpicc || skips MPI "example_mpi_*" "apt-get install libopenmpi-dev openmpi-bin"
 skips ggml "example_ggml_custom_op" "tests/bench/ggml.sh fetches it"
+skips llama.cpp "example_ggml_backend" "examples/ggml_backend/test.sh fetches it"
 if [ -r /proc/cpuinfo ] && [ "$(uname -m)" = x86_64 ]; then
     grep -qw avx2 /proc/cpuinfo || skips AVX2 "computed_avx2, same_bits_avx2, seed_avx2" "this CPU lacks it"
     grep -qw avx512vl /proc/cpuinfo || skips AVX-512 "computed_avx512, same_bits_avx512, seed_avx512" "this CPU lacks it"

@@ -17,7 +17,7 @@ cd "$root"
 
 tools=${*:-fanalyzer cppcheck clang-tidy scan-build stack}
 # Not those that need ggml or MPI.
-sources=$(find tests/support tests/fuzz tests/bench tests/accuracy examples tests/test_*.c -name '*.c' ! -name '*ggml*' \
+sources=$(find tests/support tests/fuzz tests/bench tests/accuracy examples tests/test_*.c -name '*.c' ! -path '*ggml*' \
     ! -path '*/mpi/*' | sort)
 include="-I. -Iexamples -Itests/support"
 # The kernel is analysed once, in plain C; the other instances are the same text.
