@@ -1267,18 +1267,18 @@ static gdn_status gdni_check_range(const gdn_params *r, const gdn_indices *x, co
 
 /* Steps of each sequence: they fit the arrays, accepted counts and parents point at steps that exist. */
 static gdn_status gdni_check_steps(const gdn_params *r, gdn_error *error) {
-    const gdn_indices *slots = &r->ssm_state_indices, *parents = &r->retrieve_parent_token;
+    const gdn_indices *slot_list = &r->ssm_state_indices, *parents = &r->retrieve_parent_token;
     for (ptrdiff_t n = 0; n < r->num_seqs; n++) {
         gdni_sequence s;
         if (r->num_accepted_tokens.data != NULL) { /* before gdni_get_sequence follows it */
             const int64_t accepted = gdni_get_index(&r->num_accepted_tokens, n, 0);
             const bool empty =
                 gdni_varlen(r) && gdni_get_index(&r->cu_seqlens, n, 0) == gdni_get_index(&r->cu_seqlens, n + 1, 0);
-            if (!empty && (accepted < 1 || accepted > slots->num_columns))
+            if (!empty && (accepted < 1 || accepted > slot_list->num_columns))
                 return gdni_fail_at(error, GDN_ERROR_INDEX, "num_accepted_tokens", n, -1);
         }
         s = gdni_get_sequence(r, n);
-        if (slots->data != NULL && s.length > slots->num_columns)
+        if (slot_list->data != NULL && s.length > slot_list->num_columns)
             return gdni_fail_at(error, GDN_ERROR_SIZE, "ssm_state_indices", n, -1);
         if (s.row < 0) continue;
         if (s.length > r->intermediate_states_buffer.num_steps)
@@ -1397,7 +1397,7 @@ static gdn_status gdni_check_rows(const gdn_params *r, gdn_error *error) {
 
 static gdn_status gdni_check_sequences(const gdn_params *r, gdn_error *error) {
     const bool steps = r->ssm_state_indices.data != NULL, two = gdni_two_pools(r);
-    const ptrdiff_t slots = r->initial_state_source.num_states, outputs = gdni_output_pool(r)->num_states;
+    const ptrdiff_t num_slots = r->initial_state_source.num_states, outputs = gdni_output_pool(r)->num_states;
     const ptrdiff_t rows = r->intermediate_states_buffer.num_rows;
     const struct {
         const char *name;
@@ -1405,13 +1405,13 @@ static gdn_status gdni_check_sequences(const gdn_params *r, gdn_error *error) {
         ptrdiff_t end;
     } places[] = {
         {"initial_state_source",
-         r->initial_state_source.data != NULL && r->initial_state_indices.data == NULL && (two || !steps), slots},
+         r->initial_state_source.data != NULL && r->initial_state_indices.data == NULL && (two || !steps), num_slots},
         {"output_state_pool", two && r->output_state_indices.data == NULL && !steps, outputs},
         {"intermediate_states_buffer",
          r->intermediate_states_buffer.data != NULL && r->intermediate_state_indices.data == NULL, rows},
     };
     GDNI_TRY(gdni_check_cu_seqlens(r, error));
-    GDNI_TRY(gdni_check_range(r, &r->initial_state_indices, "initial_state_indices", slots, error));
+    GDNI_TRY(gdni_check_range(r, &r->initial_state_indices, "initial_state_indices", num_slots, error));
     GDNI_TRY(gdni_check_range(r, &r->output_state_indices, "output_state_indices", outputs, error));
     GDNI_TRY(gdni_check_range(r, &r->ssm_state_indices, "ssm_state_indices", outputs, error));
     GDNI_TRY(gdni_check_range(r, &r->intermediate_state_indices, "intermediate_state_indices", rows, error));
@@ -1488,7 +1488,7 @@ static double gdni_reference_softplus(double x) { return x > 0 ? x + log1p(exp(-
 
 static double gdni_reference_decay(const gdn_params *r, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t hv,
                                    ptrdiff_t i) {
-    double a, x, A, g;
+    double a, x, rate, g;
     if (r->a.data == NULL) return 1;
     a = gdni_get_f64(gdni_row(&r->a, s, t, hv), r->a.dtype, i);
     switch (r->gate_input) {
@@ -1498,13 +1498,13 @@ static double gdni_reference_decay(const gdn_params *r, const gdni_sequence *s, 
     }
     x = a;
     if (r->dt_bias.data != NULL) x += gdni_get_f64(r->dt_bias.data, r->dt_bias.dtype, hv * r->dt_bias.head_stride + i);
-    A = r->A_log.data == NULL ? 1 : exp(gdni_get_f64(r->A_log.data, r->A_log.dtype, hv * r->A_log.head_stride));
+    rate = r->A_log.data == NULL ? 1 : exp(gdni_get_f64(r->A_log.data, r->A_log.dtype, hv * r->A_log.head_stride));
     if (r->has_lower_bound)
-        g = r->lower_bound * gdni_reference_sigmoid(A * x);
+        g = r->lower_bound * gdni_reference_sigmoid(rate * x);
     else if (r->softplus_beta * x <= r->softplus_threshold)
-        g = -A * gdni_reference_softplus(r->softplus_beta * x) / r->softplus_beta;
+        g = -rate * gdni_reference_softplus(r->softplus_beta * x) / r->softplus_beta;
     else
-        g = -A * x;
+        g = -rate * x;
     return exp(g);
 }
 
@@ -1538,12 +1538,12 @@ static void gdni_reference_row(const gdn_params *r, const gdn_tensor *x, const g
 
 /* S [K][GDNI_SLICE] holds columns c0 to c1; `store` writes them to m, else reads. */
 static void gdni_reference_state(const gdn_params *r, gdni_matrix m, ptrdiff_t c0, ptrdiff_t c1, bool store,
-                                 double *S) {
-    const ptrdiff_t K = r->head_k_dim, V = r->head_v_dim;
-    for (ptrdiff_t i = 0; i < K; i++)
+                                 double *state) {
+    const ptrdiff_t k_dim = r->head_k_dim, v_dim = r->head_v_dim;
+    for (ptrdiff_t i = 0; i < k_dim; i++)
         for (ptrdiff_t c = c0; c < c1; c++) {
-            const ptrdiff_t at = gdni_vk_states(r) ? c * K + i : i * V + c;
-            double *x = &S[i * GDNI_SLICE + c - c0];
+            const ptrdiff_t at = gdni_vk_states(r) ? c * k_dim + i : i * v_dim + c;
+            double *x = &state[i * GDNI_SLICE + c - c0];
             if (!store)
                 *x = m.data == NULL ? 0.0 : gdni_get_f64(m.data, m.dtype, at);
             else if (m.data != NULL)
@@ -1552,32 +1552,32 @@ static void gdni_reference_state(const gdn_params *r, gdni_matrix m, ptrdiff_t c
 }
 
 static void gdni_reference_item(const gdn_params *r, const gdni_item *x, const gdni_sequence *s, double *scratch) {
-    const ptrdiff_t K = r->head_k_dim, h = x->key_head, hv = x->value_head;
+    const ptrdiff_t k_dim = r->head_k_dim, h = x->key_head, hv = x->value_head;
     const ptrdiff_t c0 = x->c0, c1 = x->c1;
-    double *q = scratch, *k = q + K, *decay = k + K, *S = decay + K;
+    double *q = scratch, *k = q + k_dim, *decay = k + k_dim, *state = decay + k_dim;
 
-    gdni_reference_state(r, gdni_pool_matrix(&r->initial_state_source, s->read, hv), c0, c1, false, S);
+    gdni_reference_state(r, gdni_pool_matrix(&r->initial_state_source, s->read, hv), c0, c1, false, state);
     for (ptrdiff_t t = 0; t < s->length; t++) {
         const int64_t parent = gdni_parent(r, s, x->n, t);
-        if (parent >= 0) gdni_reference_state(r, gdni_cache_matrix(r, s->row, parent, hv), c0, c1, false, S);
+        if (parent >= 0) gdni_reference_state(r, gdni_cache_matrix(r, s->row, parent, hv), c0, c1, false, state);
         gdni_reference_row(r, &r->q, s, t, h, r->scale, q);
         gdni_reference_row(r, &r->k, s, t, h, 1.0, k);
-        for (ptrdiff_t i = 0; i < K; i++)
+        for (ptrdiff_t i = 0; i < k_dim; i++)
             decay[i] = i == 0 || r->is_kda ? gdni_reference_decay(r, s, t, hv, i) : decay[0];
 
         for (ptrdiff_t c = c0; c < c1; c++) {
             const double v = gdni_get_f64(gdni_row(&r->v, s, t, hv), r->v.dtype, c);
-            double *column = S + (c - c0), kS = 0, d, o = 0;
-            for (ptrdiff_t i = 0; i < K; i++) column[i * GDNI_SLICE] *= decay[i];
-            for (ptrdiff_t i = 0; i < K; i++) kS += k[i] * column[i * GDNI_SLICE];
+            double *column = state + (c - c0), kS = 0, d, o = 0;
+            for (ptrdiff_t i = 0; i < k_dim; i++) column[i * GDNI_SLICE] *= decay[i];
+            for (ptrdiff_t i = 0; i < k_dim; i++) kS += k[i] * column[i * GDNI_SLICE];
             d = gdni_reference_beta(r, s, t, hv, c) * (v - kS);
-            for (ptrdiff_t i = 0; i < K; i++) column[i * GDNI_SLICE] += k[i] * d;
-            for (ptrdiff_t i = 0; i < K; i++) o += q[i] * column[i * GDNI_SLICE];
+            for (ptrdiff_t i = 0; i < k_dim; i++) column[i * GDNI_SLICE] += k[i] * d;
+            for (ptrdiff_t i = 0; i < k_dim; i++) o += q[i] * column[i * GDNI_SLICE];
             gdni_put_f64(gdni_output_row(r, s, t, hv, c), r->o.dtype, 0, o);
         }
-        gdni_reference_state(r, gdni_cache_matrix(r, s->row, t, hv), c0, c1, true, S);
+        gdni_reference_state(r, gdni_cache_matrix(r, s->row, t, hv), c0, c1, true, state);
         gdni_reference_state(r, gdni_pool_matrix(gdni_output_pool(r), gdni_step_slot(r, s, x->n, t), hv), c0, c1, true,
-                             S);
+                             state);
     }
 }
 
@@ -1618,8 +1618,8 @@ static bool gdni_skip(const gdn_params *r, const gdni_sequence *s, ptrdiff_t fir
     X(gate, block + 16, true)                                                                                          \
     X(beta, block + 16, true)                                                                                          \
     X(transposed, gdni_size_mul(4, kp), false) /* rows of a GDN_STATE_VK matrix */                                     \
-    X(A, columns, true)                                                                                                \
-    X(B, columns, true)                                                                                                \
+    X(sum_k, columns, true)                                                                                            \
+    X(sum_q, columns, true)                                                                                            \
     X(d, columns, true)                                                                                                \
     X(v, (block * columns), false) /* [block][columns] */                                                              \
     X(o, (block * columns), false)                                                                                     \
@@ -1629,9 +1629,9 @@ static bool gdni_skip(const gdn_params *r, const gdni_sequence *s, ptrdiff_t fir
     X(raw, (2 * chunk * GDNI_CHUNK), true)                  /* scores without decays: [k, then q][16] */               \
     X(kk, (chunk * (GDNI_CHUNK + 1)), true)                 /* with decays: [16][16] */                                \
     X(kq, (chunk * (GDNI_CHUNK + 1)), true)                                                                            \
-    X(G, chunk == 0 ? 0 : kp, true)       /* decays from the chunk's start: [16]. KDA: to its end, [kp] */             \
-    X(P, chunk, false)                    /* decays up to its end */                                                   \
-    X(AB, (4 * chunk * GDNI_SLICE), true) /* of a tile: k.S, then q.S */                                               \
+    X(decay_to, chunk == 0 ? 0 : kp, true)  /* decays from the chunk's start: [16]. KDA: to its end, [kp] */           \
+    X(decay_after, chunk, false)            /* decays up to its end */                                                 \
+    X(sums, (4 * chunk * GDNI_SLICE), true) /* of a tile: k.S, then q.S */                                             \
     X(betas, (2 * chunk * GDNI_SLICE), true)                                                                           \
     X(ds, (2 * chunk * GDNI_SLICE), true)
 
@@ -1708,7 +1708,7 @@ static float *gdni_fill_in(gdn_params *r, float *scratch) {
  * o, rows of w->columns floats for each token of a block. */
 typedef struct gdni_strip {
     ptrdiff_t value_head, c0, c1;
-    float *tile, *v, *o, *A, *B;
+    float *tile, *v, *o, *sum_k, *sum_q;
 } gdni_strip;
 
 /* Consecutive items of one sequence and key head, at most GDNI_RUN: they share the prepared q and k. */
@@ -1741,14 +1741,15 @@ GDNI_INLINE void gdni_get_run(gdni_run *u, const gdn_params *r, ptrdiff_t first,
         x->c0 = item.c0, x->c1 = gdni_min(item.c0 + (stop - i) * GDNI_SLICE, r->head_v_dim);
         x->tile = w->tiles + at * w->kp;
         x->v = w->v + at, x->o = w->o + at;
-        x->A = w->A + at, x->B = w->B + at;
+        x->sum_k = w->sum_k + at, x->sum_q = w->sum_q + at;
     }
 }
 
 /* Columns c0 to c1 of a strip. */
 static gdni_strip gdni_columns(const gdni_strip *x, ptrdiff_t c0, ptrdiff_t c1, const gdni_workspace *w) {
     const ptrdiff_t at = c0 - x->c0;
-    const gdni_strip y = {x->value_head, c0, c1, x->tile + at * w->kp, x->v + at, x->o + at, x->A + at, x->B + at};
+    const gdni_strip y = {x->value_head, c0,           c1, x->tile + at * w->kp, x->v + at, x->o + at,
+                          x->sum_k + at, x->sum_q + at};
     return y;
 }
 
@@ -2276,15 +2277,15 @@ GDNI_INLINE void gdni_multiply_add(ptrdiff_t rows, ptrdiff_t inner, ptrdiff_t co
 gdn_status gdn_segment_apply(ptrdiff_t count, ptrdiff_t head_k_dim, ptrdiff_t head_v_dim, gdn_state_layout layout,
                              gdn_dtype dtype, const void *transition, const void *state, void *result,
                              gdn_error *error) {
-    const ptrdiff_t K = head_k_dim, V = head_v_dim, element = gdni_dtype_size(dtype);
-    const ptrdiff_t square = gdni_size_mul(K, K), matrix = gdni_size_mul(K, V);
+    const ptrdiff_t k_dim = head_k_dim, v_dim = head_v_dim, element = gdni_dtype_size(dtype);
+    const ptrdiff_t square = gdni_size_mul(k_dim, k_dim), matrix = gdni_size_mul(k_dim, v_dim);
     gdni_array x[3] = {{"transition", transition, element, {1, 1, 0}, {0, 0, 0}, square, count > 0, false, 0},
                        {"state", state, element, {1, 1, 0}, {0, 0, 0}, matrix, count > 0, false, 0},
                        {"result", result, element, {1, 1, 0}, {0, 0, 0}, matrix, count > 0, true, 0}};
     gdni_fail(error, GDN_OK, "");
     GDNI_REFUSE(SIZE, "count", count < 0);
-    GDNI_REFUSE(SIZE, "head_k_dim", K < 1);
-    GDNI_REFUSE(SIZE, "head_v_dim", V < 1);
+    GDNI_REFUSE(SIZE, "head_k_dim", k_dim < 1);
+    GDNI_REFUSE(SIZE, "head_v_dim", v_dim < 1);
     GDNI_REFUSE(ENUM, "layout", layout != GDN_STATE_KV && layout != GDN_STATE_VK);
     GDNI_REFUSE(ENUM, "dtype", dtype != GDN_F32 && dtype != GDN_F64);
     for (int i = 0; i < 3; i++) {
@@ -2297,11 +2298,11 @@ gdn_status gdn_segment_apply(ptrdiff_t count, ptrdiff_t head_k_dim, ptrdiff_t he
                    *s = (const char *)state + n * matrix * element;
         char *y = (char *)result + n * matrix * element;
         const bool vk = layout == GDN_STATE_VK; /* (M S)^T = S^T M^T */
-        const ptrdiff_t rows = vk ? V : K, columns = vk ? K : V;
+        const ptrdiff_t rows = vk ? v_dim : k_dim, columns = vk ? k_dim : v_dim;
         if (dtype == GDN_F32)
-            gdni_multiply_add(rows, K, columns, GDN_F32, vk ? s : m, vk ? m : s, y);
+            gdni_multiply_add(rows, k_dim, columns, GDN_F32, vk ? s : m, vk ? m : s, y);
         else
-            gdni_multiply_add(rows, K, columns, GDN_F64, vk ? s : m, vk ? m : s, y);
+            gdni_multiply_add(rows, k_dim, columns, GDN_F64, vk ? s : m, vk ? m : s, y);
     }
     return GDN_OK;
 }
@@ -2778,9 +2779,9 @@ static void gdni_prepare_qk(const gdni_run *u, ptrdiff_t t0, ptrdiff_t count) {
 static double gdni_exp_A_log(const gdn_params *r, ptrdiff_t hv) {
     const float A_log =
         r->A_log.data == NULL ? 0.0f : gdni_get_f32(r->A_log.data, r->A_log.dtype, hv * r->A_log.head_stride);
-    const gdni_dvec A = gdni_exp(gdni_dset1((double)A_log));
+    const gdni_dvec rate = gdni_exp(gdni_dset1((double)A_log));
     double first;
-    memcpy(&first, &A, sizeof first);
+    memcpy(&first, &rate, sizeof first);
     return first;
 }
 
@@ -2790,7 +2791,7 @@ static double gdni_exp_A_log(const gdn_params *r, ptrdiff_t hv) {
 static void gdni_decays(const gdn_params *r, double exp_A_log, const float *bias, ptrdiff_t bias_step, ptrdiff_t count,
                         float *x) {
     GDNI_EXACT
-    const gdni_dvec A = gdni_dset1(exp_A_log), beta = gdni_dset1(r->softplus_beta), zero = gdni_dset1(0.0);
+    const gdni_dvec rate = gdni_dset1(exp_A_log), beta = gdni_dset1(r->softplus_beta), zero = gdni_dset1(0.0);
     const gdni_dvec inverse = gdni_dset1(-1.0 / r->softplus_beta), threshold = gdni_dset1(r->softplus_threshold);
     const gdni_dvec lower_bound = gdni_dset1(r->lower_bound);
     if (r->gate_input == GDN_GATE_DECAY) return;
@@ -2801,7 +2802,7 @@ static void gdni_decays(const gdn_params *r, double exp_A_log, const float *bias
         if (gdni_raw_gates(r)) {
             for (ptrdiff_t i = 0; i < n; i++) g[i] = g[i] + gdni_load_double(bias + i * step);
             if (r->has_lower_bound) {
-                for (ptrdiff_t i = 0; i < n; i++) g[i] = zero - gdni_dmul(A, g[i]);
+                for (ptrdiff_t i = 0; i < n; i++) g[i] = zero - gdni_dmul(rate, g[i]);
                 gdni_exp_all(g, n);
                 for (ptrdiff_t i = 0; i < n; i++) g[i] = gdni_dmul(lower_bound, gdni_sigmoid(g[i]));
             } else {
@@ -2809,7 +2810,7 @@ static void gdni_decays(const gdn_params *r, double exp_A_log, const float *bias
                 gdni_exp_all(g, n);
                 for (ptrdiff_t i = 0; i < n; i++) {
                     const gdni_dvec curved = gdni_dselect(y[i], threshold, gdni_softplus(y[i], g[i]), y[i]);
-                    g[i] = gdni_dmul(A, gdni_dmul(inverse, curved));
+                    g[i] = gdni_dmul(rate, gdni_dmul(inverse, curved));
                 }
             }
         }
@@ -2838,9 +2839,9 @@ static void gdni_betas(const gdn_params *r, ptrdiff_t count, float *x) {
 static void gdni_prepare_gates(const gdni_run *u, ptrdiff_t hv, ptrdiff_t t0, ptrdiff_t count) {
     const gdn_params *r = u->r;
     const gdni_workspace *w = u->w;
-    const ptrdiff_t K = r->head_k_dim, kp = w->kp, bias_at = hv * r->dt_bias.head_stride;
+    const ptrdiff_t k_dim = r->head_k_dim, kp = w->kp, bias_at = hv * r->dt_bias.head_stride;
     const bool raw = gdni_raw_gates(r);
-    const double A = raw ? gdni_exp_A_log(r, hv) : 0.0;
+    const double rate = raw ? gdni_exp_A_log(r, hv) : 0.0;
     if (!r->beta_per_column) {
         for (ptrdiff_t t = 0; t < count; t++)
             w->beta[t] = r->b.data == NULL ? 1.0f : gdni_get_f32(gdni_row(&r->b, &u->s, t0 + t, hv), r->b.dtype, 0);
@@ -2851,18 +2852,18 @@ static void gdni_prepare_gates(const gdni_run *u, ptrdiff_t hv, ptrdiff_t t0, pt
             w->bias[i] = r->dt_bias.data == NULL ? 0.0f : gdni_get_f32(r->dt_bias.data, r->dt_bias.dtype, bias_at);
         for (ptrdiff_t t = 0; t < count; t++)
             w->gate[t] = gdni_get_f32(gdni_row(&r->a, &u->s, t0 + t, hv), r->a.dtype, 0);
-        gdni_decays(r, A, w->bias, 0, count, w->gate);
+        gdni_decays(r, rate, w->bias, 0, count, w->gate);
         return;
     }
     if (raw && r->dt_bias.data == NULL)
         memset(w->bias, 0, (size_t)kp * sizeof(float));
     else if (raw)
-        gdni_load_row((const char *)r->dt_bias.data + bias_at * gdni_dtype_size(r->dt_bias.dtype), r->dt_bias.dtype, K,
-                      kp, w->bias);
+        gdni_load_row((const char *)r->dt_bias.data + bias_at * gdni_dtype_size(r->dt_bias.dtype), r->dt_bias.dtype,
+                      k_dim, kp, w->bias);
     for (ptrdiff_t t = 0; t < count; t++) {
         float *decay = w->decay + t * kp;
-        gdni_load_row(gdni_row(&r->a, &u->s, t0 + t, hv), r->a.dtype, K, kp, decay);
-        gdni_decays(r, A, w->bias, 1, kp, decay);
+        gdni_load_row(gdni_row(&r->a, &u->s, t0 + t, hv), r->a.dtype, k_dim, kp, decay);
+        gdni_decays(r, rate, w->bias, 1, kp, decay);
     }
 }
 
@@ -2907,14 +2908,15 @@ static void gdni_scatter_o(const gdni_run *u, ptrdiff_t t0, ptrdiff_t count, boo
 
 /* ---- One token of a strip: the sums A and B of the state before it, then d and o, then the update ---- */
 
-/* What a token of a strip reads and writes. Sums: A and B over kn_i * s and qn_i * s. Then d = beta * (v - factor A),
- * with beta in d before, and o = factor B + (q.k) d. Update: s = fma(k_i, d, decay_i * s). The state is read from rows
- * `from`, and goes `to` rows where it is updated, their pitch in bytes; `next` (or NULL) is worked on after it. */
+/* What a token of a strip reads and writes. Sums: A (sum_k) and B (sum_q) over kn_i * s and qn_i * s. Then d = beta *
+ * (v - factor A), with beta in d before, and o = factor B + (q.k) d. Update: s = fma(k_i, d, decay_i * s). The state is
+ * read from rows `from`, and goes `to` rows where it is updated, their pitch in bytes; `next` (or NULL) is worked on
+ * after it. */
 #define gdni_step GDNI_NAME(step)
 typedef struct gdni_step {
     const float *kn, *qn, *k, *decay, *v;
     ptrdiff_t decay_stride; /* 0: one decay for all rows */
-    float *A, *B, *d, *o, factor, qk;
+    float *sum_k, *sum_q, *d, *o, factor, qk;
     const char *from, *next;
     char *to;
     ptrdiff_t from_pitch, to_pitch, next_pitch, next_bytes;
@@ -2947,7 +2949,7 @@ static void gdni_aim(const gdni_run *u, const gdni_strip *x, gdni_step *step, pt
     step->k = w->k + t * w->kp;
     step->decay = r->is_kda ? w->decay + t * w->kp : &w->gate[t];
     step->decay_stride = r->is_kda ? 1 : 0;
-    step->A = x->A, step->B = x->B, step->d = w->d;
+    step->sum_k = x->sum_k, step->sum_q = x->sum_q, step->d = w->d;
     step->v = x->v + t * w->columns, step->o = x->o + t * w->columns;
     step->factor = r->is_kda ? 1.0f : w->gate[t], step->qk = w->qk[t];
     if (r->beta_per_column) {
@@ -2962,8 +2964,9 @@ static void gdni_aim(const gdni_run *u, const gdni_strip *x, gdni_step *step, pt
 #define gdni_finish GDNI_NAME(finish)
 GDNI_INLINE gdni_vec gdni_finish(const gdni_step *x, ptrdiff_t c) {
     const gdni_vec factor = gdni_set1(x->factor), minus = gdni_set1(0.0f - x->factor);
-    const gdni_vec v = gdni_fma(minus, gdni_load(x->A + c), gdni_load(x->v + c)), d = gdni_mul(gdni_load(x->d + c), v);
-    gdni_store(x->o + c, gdni_fma(gdni_set1(x->qk), d, gdni_mul(factor, gdni_load(x->B + c))));
+    const gdni_vec v = gdni_fma(minus, gdni_load(x->sum_k + c), gdni_load(x->v + c)),
+                   d = gdni_mul(gdni_load(x->d + c), v);
+    gdni_store(x->o + c, gdni_fma(gdni_set1(x->qk), d, gdni_mul(factor, gdni_load(x->sum_q + c))));
     gdni_store(x->d + c, d);
     return d;
 }
@@ -2986,11 +2989,11 @@ GDNI_INLINE void gdni_sweep_kv(const gdni_step *x, ptrdiff_t rows, const int nv,
     const ptrdiff_t decay_stride = x->decay_stride, from_pitch = x->from_pitch, to_pitch = x->to_pitch;
     const char *from = x->from;
     char *to = x->to;
-    gdni_vec A[4], B[4], d[4];
+    gdni_vec sum_k[4], sum_q[4], d[4];
     GDNI_UNROLL
     for (int j = 0; j < nv && update; j++) d[j] = gdni_finish(x, j * GDNI_LANES);
     GDNI_UNROLL
-    for (int j = 0; j < nv && sums; j++) A[j] = B[j] = gdni_set1(0.0f);
+    for (int j = 0; j < nv && sums; j++) sum_k[j] = sum_q[j] = gdni_set1(0.0f);
     for (ptrdiff_t i = 0; i < rows; i++) {
         const float *row = (const float *)(const void *)(from + i * from_pitch);
         float *new_row = (float *)(void *)(to + i * to_pitch);
@@ -3006,15 +3009,15 @@ GDNI_INLINE void gdni_sweep_kv(const gdni_step *x, ptrdiff_t rows, const int nv,
                 gdni_store(new_row + j * GDNI_LANES, s);
             }
             if (sums) {
-                A[j] = gdni_fma(kn_i, s, A[j]);
-                B[j] = gdni_fma(qn_i, s, B[j]);
+                sum_k[j] = gdni_fma(kn_i, s, sum_k[j]);
+                sum_q[j] = gdni_fma(qn_i, s, sum_q[j]);
             }
         }
     }
     GDNI_UNROLL
     for (int j = 0; j < nv && sums; j++) {
-        gdni_store(x->A + j * GDNI_LANES, A[j]);
-        gdni_store(x->B + j * GDNI_LANES, B[j]);
+        gdni_store(x->sum_k + j * GDNI_LANES, sum_k[j]);
+        gdni_store(x->sum_q + j * GDNI_LANES, sum_q[j]);
     }
 }
 
@@ -3063,8 +3066,8 @@ GDNI_INLINE void gdni_sweep_rows(const gdni_step *x, const gdn_dtype dtype, ptrd
         float total[16];
         GDNI_UNROLL
         for (int j = 0; j < num_sums; j += FOLDED) gdni_fold(part + j, total + j);
-        memcpy(x->A + c, total, (size_t)rows * sizeof(float));
-        memcpy(x->B + c, total + rows, (size_t)rows * sizeof(float));
+        memcpy(x->sum_k + c, total, (size_t)rows * sizeof(float));
+        memcpy(x->sum_q + c, total + rows, (size_t)rows * sizeof(float));
     }
 }
 
@@ -3086,7 +3089,7 @@ GDNI_INLINE int gdni_tile_vectors(const gdni_strip *x) { return x->c1 - x->c0 > 
 
 #define gdni_sweep GDNI_NAME(sweep)
 static void gdni_sweep(const gdni_run *u, const gdni_strip *tile, const gdni_step *x, bool update, bool sums) {
-    const ptrdiff_t columns = tile->c1 - tile->c0, K = u->r->head_k_dim, kp = u->w->kp;
+    const ptrdiff_t columns = tile->c1 - tile->c0, k_dim = u->r->head_k_dim, kp = u->w->kp;
     const bool vk = gdni_vk_states(u->r);
     for (ptrdiff_t c = 0; c < columns && vk && update; c += GDNI_LANES) gdni_finish(x, c);
 #define GDNI_SWEEP(update, sums)                                                                                       \
@@ -3095,9 +3098,9 @@ static void gdni_sweep(const gdni_run *u, const gdni_strip *tile, const gdni_ste
     else if (vk)                                                                                                       \
         gdni_sweep_vk(x, GDN_F32, kp, columns, GDNI_VK_ROWS, update, sums, true);                                      \
     else if (gdni_tile_vectors(tile) == 4)                                                                             \
-        gdni_sweep_kv(x, K, 4, update, sums);                                                                          \
+        gdni_sweep_kv(x, k_dim, 4, update, sums);                                                                      \
     else                                                                                                               \
-        gdni_sweep_kv(x, K, 2, update, sums);
+        gdni_sweep_kv(x, k_dim, 2, update, sums);
     if (!sums) {
         GDNI_SWEEP(true, false)
     } else if (update) {
@@ -3111,15 +3114,15 @@ static void gdni_sweep(const gdni_run *u, const gdni_strip *tile, const gdni_ste
 /* Copies the columns of a tile from a state matrix (NULL: zeros), or (store) back. */
 #define gdni_move_tile GDNI_NAME(move_tile)
 static void gdni_move_tile(const gdni_run *u, gdni_matrix m, const gdni_strip *x, bool store) {
-    const ptrdiff_t K = u->r->head_k_dim, size = gdni_dtype_size(m.dtype), kp = u->w->kp;
+    const ptrdiff_t k_dim = u->r->head_k_dim, size = gdni_dtype_size(m.dtype), kp = u->w->kp;
     const ptrdiff_t count = x->c1 - x->c0, width = gdni_tile_vectors(x) * GDNI_LANES;
     if (m.data == NULL) {
         if (!store) memset(x->tile, 0, (size_t)(width * kp) * sizeof(float));
         return;
     }
-    if (!store) memset(x->tile + width * K, 0, (size_t)(width * (kp - K)) * sizeof(float));
+    if (!store) memset(x->tile + width * k_dim, 0, (size_t)(width * (kp - k_dim)) * sizeof(float));
     if (!gdni_vk_states(u->r)) {
-        for (ptrdiff_t i = 0; i < K; i++) {
+        for (ptrdiff_t i = 0; i < k_dim; i++) {
             char *row = m.data + (i * u->r->head_v_dim + x->c0) * size;
             if (store)
                 gdni_store_row(row, m.dtype, count, x->tile + i * width);
@@ -3130,31 +3133,31 @@ static void gdni_move_tile(const gdni_run *u, gdni_matrix m, const gdni_strip *x
     }
     for (ptrdiff_t c = 0; c < width; c += 4) {
         const ptrdiff_t rows = gdni_min(4, width - c);
-        if (store) gdni_transpose(x->tile + c, width, K, rows, u->w->transposed, kp);
+        if (store) gdni_transpose(x->tile + c, width, k_dim, rows, u->w->transposed, kp);
         for (ptrdiff_t i = 0; i < rows; i++) {
             float *row = u->w->transposed + i * kp;
             if (c + i >= count && !store)
-                memset(row, 0, (size_t)K * sizeof(float));
+                memset(row, 0, (size_t)k_dim * sizeof(float));
             else if (c + i < count && store)
-                gdni_store_row(m.data + (x->c0 + c + i) * K * size, m.dtype, K, row);
+                gdni_store_row(m.data + (x->c0 + c + i) * k_dim * size, m.dtype, k_dim, row);
             else if (c + i < count)
-                gdni_load_row(m.data + (x->c0 + c + i) * K * size, m.dtype, K, K, row);
+                gdni_load_row(m.data + (x->c0 + c + i) * k_dim * size, m.dtype, k_dim, k_dim, row);
         }
-        if (!store) gdni_transpose(u->w->transposed, kp, rows, K, x->tile + c, width);
+        if (!store) gdni_transpose(u->w->transposed, kp, rows, k_dim, x->tile + c, width);
     }
 }
 
 /* The same for a tile of GDN_STATE_VK: rows of kp elements, one for each column. */
 #define gdni_move_rows GDNI_NAME(move_rows)
 static void gdni_move_rows(const gdni_run *u, gdni_matrix m, const gdni_strip *x, bool store) {
-    const ptrdiff_t K = u->r->head_k_dim, size = gdni_dtype_size(m.dtype), kp = u->w->kp, count = x->c1 - x->c0;
+    const ptrdiff_t k_dim = u->r->head_k_dim, size = gdni_dtype_size(m.dtype), kp = u->w->kp, count = x->c1 - x->c0;
     if (m.data == NULL && !store) memset(x->tile, 0, (size_t)(count * kp) * sizeof(float));
     for (ptrdiff_t c = 0; c < count && m.data != NULL; c++) {
-        char *row = m.data + (x->c0 + c) * K * size;
+        char *row = m.data + (x->c0 + c) * k_dim * size;
         if (store)
-            gdni_store_row(row, m.dtype, K, x->tile + c * kp);
+            gdni_store_row(row, m.dtype, k_dim, x->tile + c * kp);
         else
-            gdni_load_row(row, m.dtype, K, kp, x->tile + c * kp);
+            gdni_load_row(row, m.dtype, k_dim, kp, x->tile + c * kp);
     }
 }
 
@@ -3183,9 +3186,9 @@ static gdni_place gdni_tile_place(const gdni_run *u, const gdni_strip *x) {
 /* Where its columns lie in a state matrix, if they can be swept there: floats, in whole vectors. */
 #define gdni_matrix_place GDNI_NAME(matrix_place)
 static gdni_place gdni_matrix_place(const gdni_run *u, gdni_matrix m, const gdni_strip *x) {
-    const ptrdiff_t K = u->r->head_k_dim, V = u->r->head_v_dim, width = gdni_tile_vectors(x) * GDNI_LANES;
-    const bool vk = gdni_vk_states(u->r), whole = vk ? K == u->w->kp : x->c1 - x->c0 == width;
-    gdni_place y = {NULL, (vk ? K : V) * (ptrdiff_t)sizeof(float)};
+    const ptrdiff_t k_dim = u->r->head_k_dim, v_dim = u->r->head_v_dim, width = gdni_tile_vectors(x) * GDNI_LANES;
+    const bool vk = gdni_vk_states(u->r), whole = vk ? k_dim == u->w->kp : x->c1 - x->c0 == width;
+    gdni_place y = {NULL, (vk ? k_dim : v_dim) * (ptrdiff_t)sizeof(float)};
     if (m.data != NULL && m.dtype == GDN_F32 && whole) y.data = m.data + x->c0 * (vk ? y.pitch : 4);
     return y;
 }
@@ -3318,25 +3321,25 @@ GDNI_INLINE void gdni_sums_kv(const gdni_step *x, const gdn_dtype dtype, ptrdiff
     const ptrdiff_t bytes = GDNI_LANES * gdni_dtype_size(dtype), pitch = x->from_pitch;
     const char *from = x->from;
     const float *kn = x->kn, *qn = x->qn;
-    gdni_vec A[GDNI_STREAM], B[GDNI_STREAM], s[2];
+    gdni_vec sum_k[GDNI_STREAM], sum_q[GDNI_STREAM], s[2];
     GDNI_UNROLL
-    for (int j = 0; j < nv; j++) A[j] = B[j] = gdni_set1(0.0f);
+    for (int j = 0; j < nv; j++) sum_k[j] = sum_q[j] = gdni_set1(0.0f);
     for (ptrdiff_t i = 0; i < rows; i++) {
         const gdni_vec kn_i = gdni_set1(kn[i]), qn_i = gdni_set1(qn[i]);
         gdni_ask_ahead(x, i, rows, false);
         GDNI_UNROLL
         for (int j = 0; j < nv; j += 2) {
             gdni_load_pair(from + i * pitch + j * bytes, dtype, s);
-            A[j] = gdni_fma(kn_i, s[0], A[j]);
-            B[j] = gdni_fma(qn_i, s[0], B[j]);
-            A[j + 1] = gdni_fma(kn_i, s[1], A[j + 1]);
-            B[j + 1] = gdni_fma(qn_i, s[1], B[j + 1]);
+            sum_k[j] = gdni_fma(kn_i, s[0], sum_k[j]);
+            sum_q[j] = gdni_fma(qn_i, s[0], sum_q[j]);
+            sum_k[j + 1] = gdni_fma(kn_i, s[1], sum_k[j + 1]);
+            sum_q[j + 1] = gdni_fma(qn_i, s[1], sum_q[j + 1]);
         }
     }
     GDNI_UNROLL
     for (int j = 0; j < nv; j += 2) {
-        gdni_undeal(&A[j], dtype, x->A + j * GDNI_LANES);
-        gdni_undeal(&B[j], dtype, x->B + j * GDNI_LANES);
+        gdni_undeal(&sum_k[j], dtype, x->sum_k + j * GDNI_LANES);
+        gdni_undeal(&sum_q[j], dtype, x->sum_q + j * GDNI_LANES);
     }
 }
 
@@ -3581,17 +3584,17 @@ static void gdni_raw_scores(const gdni_run *u, gdni_chunk *y) {
 /* Tokens a to b: G_i, the scores -P(j,i) k_i.k_j and P(j,i) q_i.k_j, and P(j,b-1). */
 #define gdni_decay_scores GDNI_NAME(decay_scores)
 static void gdni_decay_scores(const gdni_workspace *w, ptrdiff_t a, ptrdiff_t b) {
-    float G = 1.0f;
-    for (ptrdiff_t i = a; i < b; i++) w->G[i - a] = G *= w->gate[i];
+    float decay_to = 1.0f;
+    for (ptrdiff_t i = a; i < b; i++) w->decay_to[i - a] = decay_to *= w->gate[i];
     for (ptrdiff_t c = 0; c < GDNI_CHUNK; c += GDNI_LANES) {
-        gdni_vec P = gdni_set1(1.0f);
+        gdni_vec decay_after = gdni_set1(1.0f);
         for (ptrdiff_t i = a; i < b; i++) {
             const float *kk = w->raw + i * GDNI_CHUNK + c, *qk = kk + GDNI_CHUNK * GDNI_CHUNK;
-            P = gdni_mul(P, gdni_decay_in(gdni_lanes_below(i, c), w->gate[i]));
-            gdni_store(w->kk + (i - a) * GDNI_CHUNK + c, gdni_mul(gdni_minus(P), gdni_load(kk)));
-            gdni_store(w->kq + (i - a) * GDNI_CHUNK + c, gdni_mul(P, gdni_load(qk)));
+            decay_after = gdni_mul(decay_after, gdni_decay_in(gdni_lanes_below(i, c), w->gate[i]));
+            gdni_store(w->kk + (i - a) * GDNI_CHUNK + c, gdni_mul(gdni_minus(decay_after), gdni_load(kk)));
+            gdni_store(w->kq + (i - a) * GDNI_CHUNK + c, gdni_mul(decay_after, gdni_load(qk)));
         }
-        gdni_store(w->P + c, P);
+        gdni_store(w->decay_after + c, decay_after);
     }
 }
 
@@ -3599,20 +3602,20 @@ static void gdni_decay_scores(const gdni_workspace *w, ptrdiff_t a, ptrdiff_t b)
 #define gdni_decay_rows GDNI_NAME(decay_rows)
 static void gdni_decay_rows(const gdni_workspace *w, ptrdiff_t a, ptrdiff_t b) {
     for (ptrdiff_t c = 0; c < w->kp; c += GDNI_LANES) {
-        gdni_vec G = gdni_set1(1.0f);
+        gdni_vec decay_to = gdni_set1(1.0f);
         for (ptrdiff_t at = a * w->kp + c; at < b * w->kp; at += w->kp) {
-            G = gdni_mul(G, gdni_load(w->decay + at));
-            gdni_store(w->kd + at, gdni_mul(G, gdni_load(w->k + at)));
-            gdni_store(w->qd + at, gdni_mul(G, gdni_load(w->q + at)));
+            decay_to = gdni_mul(decay_to, gdni_load(w->decay + at));
+            gdni_store(w->kd + at, gdni_mul(decay_to, gdni_load(w->k + at)));
+            gdni_store(w->qd + at, gdni_mul(decay_to, gdni_load(w->q + at)));
         }
-        gdni_store(w->G + c, G);
+        gdni_store(w->decay_to + c, decay_to);
     }
 }
 
 /* Tokens a to b under KDA: their scores, and P(j,b-1) k_j. A lane j is multiplied by the decays of the tokens after j,
  * so that lanes that no token has reached hold k_j. Four tokens in one pass. */
 #define gdni_kda_scores GDNI_NAME(kda_scores)
-static void gdni_kda_scores(const gdni_workspace *w, ptrdiff_t K, ptrdiff_t a, ptrdiff_t b) {
+static void gdni_kda_scores(const gdni_workspace *w, ptrdiff_t k_dim, ptrdiff_t a, ptrdiff_t b) {
     memcpy(w->ktd, w->kt, (size_t)(w->kp * GDNI_CHUNK) * sizeof(float));
     for (ptrdiff_t i = a; i < b; i += 4)
         for (ptrdiff_t lane = 0; lane < gdni_min(GDNI_CHUNK, i + 4); lane += GDNI_LANES) {
@@ -3627,7 +3630,7 @@ static void gdni_kda_scores(const gdni_workspace *w, ptrdiff_t K, ptrdiff_t a, p
                 below[j] = gdni_lanes_below(i + j < b ? i + j : 0, lane);
                 kk[j] = kq[j] = gdni_set1(0.0f);
             }
-            for (ptrdiff_t c = 0; c < K; c++) {
+            for (ptrdiff_t c = 0; c < k_dim; c++) {
                 gdni_vec x = gdni_load(ktd + c * GDNI_CHUNK);
                 GDNI_UNROLL
                 for (int j = 0; j < 4; j++) {
@@ -3645,8 +3648,8 @@ static void gdni_kda_scores(const gdni_workspace *w, ptrdiff_t K, ptrdiff_t a, p
         }
 }
 
-/* Two vectors of columns of a tile: d and o of `count` tokens from a on, from their k.S and q.S in w->AB. Each sum runs
- * over j in order: for some tokens over those before them, then among them. */
+/* Two vectors of columns of a tile: d and o of `count` tokens from a on, from their k.S and q.S in w->sums. Each sum
+ * runs over j in order: for some tokens over those before them, then among them. */
 #define gdni_solve GDNI_NAME(solve)
 static void gdni_solve(const gdni_run *u, ptrdiff_t a, ptrdiff_t count, ptrdiff_t c, ptrdiff_t width, const float *v,
                        ptrdiff_t v_pitch, float *o, ptrdiff_t o_pitch) {
@@ -3654,18 +3657,18 @@ static void gdni_solve(const gdni_run *u, ptrdiff_t a, ptrdiff_t count, ptrdiff_
     const bool is_kda = u->r->is_kda;
     float *d = w->ds + c;
     for (ptrdiff_t i = 0; i < count; i += gdni_solve_rows) {
-        const float *A = w->AB + i * width + c, *B = A + GDNI_CHUNK * width;
+        const float *sum_k = w->sums + i * width + c, *sum_q = sum_k + GDNI_CHUNK * width;
         const float *kk = w->kk + i * GDNI_CHUNK + a, *kq = w->kq + i * GDNI_CHUNK + a; /* column j: token a + j */
         gdni_vec y[4][2], z[4][2];                                                      /* (v - ...) and o */
         GDNI_UNROLL
         for (int n = 0; n < gdni_solve_rows; n++) {
-            const float G = is_kda ? 1.0f : w->G[i + n];
+            const float decay_to = is_kda ? 1.0f : w->decay_to[i + n];
             const float *v_n = v + gdni_min(i + n, count - 1) * v_pitch;
             GDNI_UNROLL
             for (int h = 0; h < 2; h++) {
                 const ptrdiff_t at = n * width + h * GDNI_LANES;
-                y[n][h] = gdni_fma(gdni_set1(0.0f - G), gdni_load(A + at), gdni_load(v_n + h * GDNI_LANES));
-                z[n][h] = gdni_mul(gdni_set1(G), gdni_load(B + at));
+                y[n][h] = gdni_fma(gdni_set1(0.0f - decay_to), gdni_load(sum_k + at), gdni_load(v_n + h * GDNI_LANES));
+                z[n][h] = gdni_mul(gdni_set1(decay_to), gdni_load(sum_q + at));
             }
         }
         for (ptrdiff_t j = 0; j < i; j++) {
@@ -3745,10 +3748,10 @@ GDNI_INLINE void gdni_chunk_columns(const gdni_run *u, const gdni_strip *x, gdni
     const bool is_kda = r->is_kda;
     const ptrdiff_t kp = w->kp, width = gdni_tile_vectors(x) * GDNI_LANES;
     const float *k = (is_kda ? w->kd : w->k) + a * kp, *q = (is_kda ? w->qd : w->q) + a * kp;
-    float *A = w->AB + c, *B = A + GDNI_CHUNK * width;
+    float *sum_k = w->sums + c, *sum_q = sum_k + GDNI_CHUNK * width;
     for (ptrdiff_t i = 0; i < b - a; i += gdni_chunk_rows) {
-        gdni_product(y, k + i * kp, kp, gdni_chunk_rows, x->tile + c, width, nv, A + i * width);
-        gdni_product(y, q + i * kp, kp, gdni_chunk_rows, x->tile + c, width, nv, B + i * width);
+        gdni_product(y, k + i * kp, kp, gdni_chunk_rows, x->tile + c, width, nv, sum_k + i * width);
+        gdni_product(y, q + i * kp, kp, gdni_chunk_rows, x->tile + c, width, nv, sum_q + i * width);
     }
     for (int h = 0; h < nv; h += 2) {
         const ptrdiff_t at = c + h * GDNI_LANES;
@@ -3757,13 +3760,14 @@ GDNI_INLINE void gdni_chunk_columns(const gdni_run *u, const gdni_strip *x, gdni
                    y->o_pitch);
     }
     for (ptrdiff_t j = 0; j < b - a && !is_kda; j++) {
-        const gdni_vec P = gdni_set1(w->P[a + j]);
+        const gdni_vec decay_after = gdni_set1(w->decay_after[a + j]);
         float *d = w->ds + j * width + c;
         GDNI_UNROLL
-        for (int h = 0; h < nv; h++) gdni_store(d + h * GDNI_LANES, gdni_mul(P, gdni_load(d + h * GDNI_LANES)));
+        for (int h = 0; h < nv; h++)
+            gdni_store(d + h * GDNI_LANES, gdni_mul(decay_after, gdni_load(d + h * GDNI_LANES)));
     }
     gdni_update(x->tile + c, width, nv, kp, is_kda ? w->ktd + a : w->k + a * kp, is_kda ? GDNI_CHUNK : 1,
-                is_kda ? 1 : kp, is_kda ? w->G : w->G + (b - a - 1), is_kda ? 1 : 0, w->ds + c, b - a);
+                is_kda ? 1 : kp, is_kda ? w->decay_to : w->decay_to + (b - a - 1), is_kda ? 1 : 0, w->ds + c, b - a);
 }
 
 /* Tokens a to b of a chunk for one tile, whose scores are prepared. */
@@ -3794,14 +3798,14 @@ static void gdni_chunk_tile(const gdni_run *u, const gdni_strip *x, gdni_chunk *
 
 /* 0 where all decays of a row are 0, else 1. */
 #define gdni_any GDNI_NAME(any)
-static float gdni_any(const float *decay, ptrdiff_t K) {
+static float gdni_any(const float *decay, ptrdiff_t k_dim) {
     uint32_t lanes[GDNI_LANES], bits = 0;
     gdni_word any = GDNI_WORDS(gdni_set1(0.0f));
     ptrdiff_t c = 0;
-    for (; c + GDNI_LANES <= K; c += GDNI_LANES) any = any | GDNI_WORDS(gdni_load(decay + c));
+    for (; c + GDNI_LANES <= k_dim; c += GDNI_LANES) any = any | GDNI_WORDS(gdni_load(decay + c));
     memcpy(lanes, &any, sizeof lanes);
     for (int l = 0; l < GDNI_LANES; l++) bits |= lanes[l];
-    for (; c < K; c++) bits |= gdni_bits_of(decay[c]);
+    for (; c < k_dim; c++) bits |= gdni_bits_of(decay[c]);
     return bits << 1 == 0 ? 0.0f : 1.0f;
 }
 

@@ -46,6 +46,20 @@ sed -n '/end of the interface/q; s/^GDN_API .*[ *]\(gdn_[a-z0-9_]*\)(.*/\1/p' "$
     cat interface.c
 } >hostile.c
 
+# The implementation comes after other people's headers, in whose programs these are macros: one letter, and words of
+# windows.h, rpcndr.h, Qt, Arduino, R, the BSDs, macOS and complex.h.
+{
+    for file in float limits math stdbool stddef stdint stdlib string; do printf '#include <%s.h>\n' $file; done
+    printf '#if defined(__x86_64__) || defined(__i386__)\n#include <immintrin.h>\n#include <cpuid.h>\n#endif\n'
+    printf '#if defined(__aarch64__)\n#include <arm_neon.h>\n#endif\n'
+    for word in A B C D E F G H I J K L M N O P Q R S T U V W Y Z HV BV BK MIN MAX IN OUT OPTIONAL CONST VOID PI B0 B1 A0 \
+        small near far hyper interface slots signals emit foreach forever min max likely unix linux nil Nil YES NO HIGH \
+        LOW INPUT OUTPUT DEFAULT EXTERNAL boolean byte verify require major minor nitems howmany roundup ERROR; do
+        printf '#undef %s\n#define %s @\n' $word $word
+    done
+    cat implementation.c
+} >hostile_implementation.c
+
 for compiler in "$@"; do
     case $compiler in
     *++*) compile="$compiler -x c++ -std=c++11" levels=-O0 ;;
@@ -53,6 +67,8 @@ for compiler in "$@"; do
     esac
 
     $compile -fsyntax-only -I "$root" hostile.c || { echo "FAILED: $compiler: names of the interface" >&2; failed=1; }
+    $compile -fsyntax-only -I "$root" hostile_implementation.c ||
+        { echo "FAILED: $compiler: names of the implementation" >&2; failed=1; }
 
     macros interface.c
     grep -v '^GDN_' used >bad || :
