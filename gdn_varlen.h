@@ -1676,10 +1676,15 @@ static void *gdni_align(void *p) {
 /* Bytes; PTRDIFF_MAX if they do not fit. */
 static ptrdiff_t gdni_scratch_bytes(const gdn_params *r) {
     gdni_workspace w;
-    ptrdiff_t count = 0;
+    gdn_params one_gate = *r; /* what gdni_fill_in() makes of it where `a` is absent */
+    ptrdiff_t count = 0, other;
+    one_gate.is_kda = false;
     switch (r->compute) {
     case GDN_COMPUTE_F32:
-    case GDN_COMPUTE_F32_CHUNKS: count = gdni_layout(r, NULL, &w); break;
+    case GDN_COMPUTE_F32_CHUNKS:
+        count = gdni_layout(r, NULL, &w), other = gdni_layout(&one_gate, NULL, &w);
+        count = count < other ? other : count;
+        break;
     case GDN_COMPUTE_F64: count = gdni_size_mul(2 * (3 + GDNI_SLICE), r->head_k_dim); break;
     }
     if (r->homogeneous) count = gdni_size_add(count, gdni_size_mul(2, gdni_round_up(r->head_v_dim, 16)));
@@ -2982,9 +2987,10 @@ GDNI_INLINE void gdni_ask_ahead(const gdni_step *x, ptrdiff_t row, ptrdiff_t row
     if (x->next != NULL && place % 2 == 0) gdni_prefetch(x->next + place / 2 * x->next_pitch, x->next_bytes);
 }
 
-/* Rows of nv vectors of columns of GDN_STATE_KV, in floats. */
+/* Rows of nv vectors of columns of GDN_STATE_KV, in floats. `tile`: from a tile to the same tile, and no more. */
 #define gdni_sweep_kv GDNI_NAME(sweep_kv)
-GDNI_INLINE void gdni_sweep_kv(const gdni_step *x, ptrdiff_t rows, const int nv, const bool update, const bool sums) {
+GDNI_INLINE void gdni_sweep_kv(const gdni_step *x, ptrdiff_t rows, const int nv, const bool update, const bool sums,
+                               const bool tile) {
     const float *k = x->k, *decay = x->decay, *kn = x->kn, *qn = x->qn;
     const ptrdiff_t decay_stride = x->decay_stride, from_pitch = x->from_pitch, to_pitch = x->to_pitch;
     const char *from = x->from;
@@ -2995,12 +3001,13 @@ GDNI_INLINE void gdni_sweep_kv(const gdni_step *x, ptrdiff_t rows, const int nv,
     GDNI_UNROLL
     for (int j = 0; j < nv && sums; j++) sum_k[j] = sum_q[j] = gdni_set1(0.0f);
     for (ptrdiff_t i = 0; i < rows; i++) {
-        const float *row = (const float *)(const void *)(from + i * from_pitch);
-        float *new_row = (float *)(void *)(to + i * to_pitch);
+        const ptrdiff_t at = i * nv * (ptrdiff_t)sizeof(gdni_vec);
+        float *new_row = (float *)(void *)(to + (tile ? at : i * to_pitch));
+        const float *row = tile ? new_row : (const float *)(const void *)(from + i * from_pitch);
         const gdni_vec k_i = gdni_set1(update ? k[i] : 0.0f);
         const gdni_vec decay_i = gdni_set1(update ? decay[i * decay_stride] : 0.0f);
         const gdni_vec kn_i = gdni_set1(sums ? kn[i] : 0.0f), qn_i = gdni_set1(sums ? qn[i] : 0.0f);
-        gdni_ask_ahead(x, i, rows, update);
+        if (!tile) gdni_ask_ahead(x, i, rows, update);
         GDNI_UNROLL
         for (int j = 0; j < nv; j++) {
             gdni_vec s = gdni_load(row + j * GDNI_LANES);
@@ -3021,17 +3028,27 @@ GDNI_INLINE void gdni_sweep_kv(const gdni_step *x, ptrdiff_t rows, const int nv,
     }
 }
 
+/* Of the lanes `first` and on of sixteen, those below n. */
+#define gdni_lanes_below GDNI_NAME(lanes_below)
+GDNI_INLINE gdni_word gdni_lanes_below(ptrdiff_t n, ptrdiff_t first) {
+    static const uint32_t lanes[2 * GDNI_LANES16] = {~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u,
+                                                     ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u};
+    gdni_word where;
+    memcpy(&where, lanes + GDNI_LANES16 - n + first, sizeof where);
+    return where;
+}
+
 /* Rows c to c + rows of GDN_STATE_VK, of kp elements each: read from x->from, written to x->to where `update` is set;
  * the sums of what they then are. `decays`: x->decay has one for each element, not one for all. */
 #define gdni_sweep_rows GDNI_NAME(sweep_rows)
-GDNI_INLINE void gdni_sweep_rows(const gdni_step *x, const gdn_dtype dtype, ptrdiff_t kp, ptrdiff_t c, const int rows,
-                                 const bool update, const bool sums, const bool decays) {
+GDNI_INLINE void gdni_sweep_rows(const gdni_step *x, const gdn_dtype dtype, ptrdiff_t k_dim, ptrdiff_t kp, ptrdiff_t c,
+                                 const int rows, const bool update, const bool sums, const bool decays) {
     enum { FOLDED = GDNI_LANES == 16 ? 8 : 4 };
     const int num_sums = 2 * rows < FOLDED ? FOLDED : 2 * rows;
     const ptrdiff_t size = gdni_dtype_size(dtype);
     const float *k = x->k, *kn = x->kn, *qn = x->qn, *decay = x->decay;
     const char *from = x->from + c * kp * size;
-    char *to = x->to + c * kp * size;
+    char *to = update ? x->to + c * kp * size : NULL;
     gdni_vec d[GDNI_VK_ROWS], part[16][gdni_parts], k_i, kn_i, qn_i, decay_i; /* A of each row, B of each row */
     if (update && !decays) decay_i = gdni_set1(decay[0]);
     GDNI_UNROLL
@@ -3053,6 +3070,8 @@ GDNI_INLINE void gdni_sweep_rows(const gdni_step *x, const gdn_dtype dtype, ptrd
             for (int j = 0; j < rows; j++) {
                 s[j] = gdni_load_vec(from + (j * kp + at) * size, dtype);
                 if (update) s[j] = gdni_fma(k_i, d[j], gdni_mul(decay_i, s[j]));
+                if (update && i + GDNI_LANES16 > k_dim) /* 0 times an infinity would get into the sums */
+                    s[j] = GDNI_FLOATS(GDNI_WORDS(s[j]) & gdni_lanes_below(k_dim - i, p * GDNI_LANES));
                 if (sums) {
                     part[j][p] = gdni_fma(kn_i, s[j], part[j][p]);
                     part[rows + j][p] = gdni_fma(qn_i, s[j], part[rows + j][p]);
@@ -3073,14 +3092,15 @@ GDNI_INLINE void gdni_sweep_rows(const gdni_step *x, const gdn_dtype dtype, ptrd
 
 /* `rows` at a time. */
 #define gdni_sweep_vk GDNI_NAME(sweep_vk)
-GDNI_INLINE void gdni_sweep_vk(const gdni_step *x, const gdn_dtype dtype, ptrdiff_t kp, ptrdiff_t columns,
-                               const int rows, const bool update, const bool sums, const bool decays) {
+GDNI_INLINE void gdni_sweep_vk(const gdni_step *x, const gdn_dtype dtype, ptrdiff_t k_dim, ptrdiff_t kp,
+                               ptrdiff_t columns, const int rows, const bool update, const bool sums,
+                               const bool decays) {
     ptrdiff_t c = 0;
     for (; c + rows <= columns; c += rows) {
         for (int j = 0; j < rows && x->next != NULL; j++) gdni_ask_ahead(x, c + j, columns, update);
-        gdni_sweep_rows(x, dtype, kp, c, rows, update, sums, decays);
+        gdni_sweep_rows(x, dtype, k_dim, kp, c, rows, update, sums, decays);
     }
-    for (; c < columns; c++) gdni_sweep_rows(x, dtype, kp, c, 1, update, sums, decays);
+    for (; c < columns; c++) gdni_sweep_rows(x, dtype, k_dim, kp, c, 1, update, sums, decays);
 }
 
 /* Vectors in a row of a strip's tile of GDN_STATE_KV: 4, or 2. Narrower, a tile would wait for its own sums. */
@@ -3094,14 +3114,19 @@ static void gdni_sweep(const gdni_run *u, const gdni_strip *tile, const gdni_ste
     for (ptrdiff_t c = 0; c < columns && vk && update; c += GDNI_LANES) gdni_finish(x, c);
 #define GDNI_SWEEP(update, sums)                                                                                       \
     if (vk && x->decay_stride == 0)                                                                                    \
-        gdni_sweep_vk(x, GDN_F32, kp, columns, GDNI_VK_ROWS, update, sums, false);                                     \
+        gdni_sweep_vk(x, GDN_F32, k_dim, kp, columns, GDNI_VK_ROWS, update, sums, false);                              \
     else if (vk)                                                                                                       \
-        gdni_sweep_vk(x, GDN_F32, kp, columns, GDNI_VK_ROWS, update, sums, true);                                      \
+        gdni_sweep_vk(x, GDN_F32, k_dim, kp, columns, GDNI_VK_ROWS, update, sums, true);                               \
     else if (gdni_tile_vectors(tile) == 4)                                                                             \
-        gdni_sweep_kv(x, k_dim, 4, update, sums);                                                                      \
+        gdni_sweep_kv(x, k_dim, 4, update, sums, false);                                                               \
     else                                                                                                               \
-        gdni_sweep_kv(x, k_dim, 2, update, sums);
-    if (!sums) {
+        gdni_sweep_kv(x, k_dim, 2, update, sums, false);
+    if (!vk && update && sums && x->from == x->to && x->from == (const char *)tile->tile && x->next == NULL) {
+        if (gdni_tile_vectors(tile) == 4)
+            gdni_sweep_kv(x, k_dim, 4, true, true, true);
+        else
+            gdni_sweep_kv(x, k_dim, 2, true, true, true);
+    } else if (!sums) {
         GDNI_SWEEP(true, false)
     } else if (update) {
         GDNI_SWEEP(true, true)
@@ -3371,14 +3396,15 @@ GDNI_INLINE void gdni_update_kv(const gdni_step *x, const gdn_dtype dtype, ptrdi
 GDNI_INLINE void gdni_stream_columns(const gdni_run *u, const gdni_strip *x, const gdni_step *step,
                                      const gdn_dtype dtype, const int nv) {
     enum { rows = GDNI_VK_ROWS > 4 ? 4 : GDNI_VK_ROWS }; /* more, and the memory is asked for in bursts */
+    const ptrdiff_t k_dim = u->r->head_k_dim;
     if (nv == 0)
-        gdni_sweep_vk(step, dtype, u->r->head_k_dim, x->c1 - x->c0, rows, false, true, true);
+        gdni_sweep_vk(step, dtype, k_dim, k_dim, x->c1 - x->c0, rows, false, true, true);
     else
         gdni_sums_kv(step, dtype, u->r->head_k_dim, nv);
     for (ptrdiff_t c = 0; c < x->c1 - x->c0; c += GDNI_LANES) gdni_finish(step, c);
     if (step->to == NULL) return;
     if (nv == 0)
-        gdni_sweep_vk(step, dtype, u->r->head_k_dim, x->c1 - x->c0, rows, true, false, true);
+        gdni_sweep_vk(step, dtype, k_dim, k_dim, x->c1 - x->c0, rows, true, false, true);
     else
         gdni_update_kv(step, dtype, u->r->head_k_dim, nv);
 }
@@ -3510,16 +3536,6 @@ static void gdni_look_ahead(const gdni_run *u, gdni_chunk *y) {
     y->ahead[y->num_ahead] = y->ahead[0];
 }
 
-/* Of the lanes `first` and on, those below n. */
-#define gdni_lanes_below GDNI_NAME(lanes_below)
-GDNI_INLINE gdni_word gdni_lanes_below(ptrdiff_t n, ptrdiff_t first) {
-    static const uint32_t lanes[2 * GDNI_CHUNK] = {~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u,
-                                                   ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u};
-    gdni_word where;
-    memcpy(&where, lanes + GDNI_CHUNK - n + first, sizeof where);
-    return where;
-}
-
 /* The decay in some lanes, 1 in the others. */
 #define gdni_decay_in GDNI_NAME(decay_in)
 GDNI_INLINE gdni_vec gdni_decay_in(gdni_word where, float decay) {
@@ -3532,37 +3548,43 @@ GDNI_INLINE gdni_vec gdni_minus(gdni_vec x) {
     return gdni_set1(0.0f) - x;
 }
 
-/* `rows` rows of the left factor, kp apart, times nv vectors of the right one, whose rows and those of the product are
- * `pitch` apart. */
+/* Column c of `rows` rows of the left factor, kp apart, times nv vectors of row c of the right one. */
+#define gdni_product_step GDNI_NAME(product_step)
+GDNI_INLINE void gdni_product_step(const float *left, ptrdiff_t kp, const int rows, const float *right, ptrdiff_t pitch,
+                                   const int nv, ptrdiff_t c, gdni_vec (*sum)[4]) {
+    gdni_vec s[4];
+    GDNI_UNROLL
+    for (int h = 0; h < nv; h++) s[h] = gdni_load(right + c * pitch + h * GDNI_LANES);
+    GDNI_UNROLL
+    for (int i = 0; i < rows; i++) {
+        const gdni_vec x = gdni_set1(left[i * kp + c]);
+        GDNI_UNROLL
+        for (int h = 0; h < nv; h++) sum[i][h] = gdni_fma(x, s[h], sum[i][h]);
+    }
+}
+
+/* The product of such rows, k_dim long, and vectors; the rows of the right one and of the product are `pitch` apart. */
 #define gdni_product GDNI_NAME(product)
-GDNI_INLINE void gdni_product(gdni_chunk *y, const float *left, ptrdiff_t kp, const int rows, const float *right,
-                              ptrdiff_t pitch, const int nv, float *to) {
+GDNI_INLINE void gdni_product(gdni_chunk *y, const float *left, ptrdiff_t k_dim, ptrdiff_t kp, const int rows,
+                              const float *right, ptrdiff_t pitch, const int nv, float *to) {
     const char *ahead[GDNI_AHEAD];
     gdni_vec sum[8][4];
+    ptrdiff_t c = 0;
     for (int i = 0; i < GDNI_AHEAD; i++) ahead[i] = y->ahead[gdni_min(y->asked++, y->num_ahead)];
     GDNI_UNROLL
     for (int i = 0; i < rows; i++) {
         GDNI_UNROLL
         for (int h = 0; h < nv; h++) sum[i][h] = gdni_set1(0.0f);
     }
-    for (ptrdiff_t c = 0, at = 0; c < kp; at += y->step) {
+    for (ptrdiff_t at = 0; c + GDNI_LANES16 <= k_dim; at += y->step) {
         GDNI_UNROLL
         for (int i = 0; i < GDNI_AHEAD; i++) gdni_prefetch(ahead[i] + at, 1);
-        for (const ptrdiff_t end = c + GDNI_LANES16; c < end;) {
+        for (const ptrdiff_t end = c + GDNI_LANES16; c < end; c += 4) {
             GDNI_UNROLL
-            for (int j = 0; j < 4; j++, c++) {
-                gdni_vec s[4];
-                GDNI_UNROLL
-                for (int h = 0; h < nv; h++) s[h] = gdni_load(right + c * pitch + h * GDNI_LANES);
-                GDNI_UNROLL
-                for (int i = 0; i < rows; i++) {
-                    const gdni_vec x = gdni_set1(left[i * kp + c]);
-                    GDNI_UNROLL
-                    for (int h = 0; h < nv; h++) sum[i][h] = gdni_fma(x, s[h], sum[i][h]);
-                }
-            }
+            for (int j = 0; j < 4; j++) gdni_product_step(left, kp, rows, right, pitch, nv, c + j, sum);
         }
     }
+    for (; c < k_dim; c++) gdni_product_step(left, kp, rows, right, pitch, nv, c, sum);
     GDNI_UNROLL
     for (int i = 0; i < rows; i++) {
         GDNI_UNROLL
@@ -3577,8 +3599,8 @@ static void gdni_raw_scores(const gdni_run *u, gdni_chunk *y) {
     for (ptrdiff_t i = 0; i < y->count; i += gdni_score_rows)
         for (ptrdiff_t j = 0; j < GDNI_CHUNK; j += gdni_score_vectors * GDNI_LANES)
             for (int q = 0; q < 2; q++)
-                gdni_product(y, (q == 0 ? w->k : w->q) + i * w->kp, w->kp, gdni_score_rows, w->kt + j, GDNI_CHUNK,
-                             gdni_score_vectors, w->raw + (q * GDNI_CHUNK + i) * GDNI_CHUNK + j);
+                gdni_product(y, (q == 0 ? w->k : w->q) + i * w->kp, u->r->head_k_dim, w->kp, gdni_score_rows, w->kt + j,
+                             GDNI_CHUNK, gdni_score_vectors, w->raw + (q * GDNI_CHUNK + i) * GDNI_CHUNK + j);
 }
 
 /* Tokens a to b: G_i, the scores -P(j,i) k_i.k_j and P(j,i) q_i.k_j, and P(j,b-1). */
@@ -3707,10 +3729,10 @@ static void gdni_solve(const gdni_run *u, ptrdiff_t a, ptrdiff_t count, ptrdiff_
 /* nv vectors of a tile's columns after `count` tokens, of whose k row c starts at k + c * k_step, token after token
  * k_next apart; d lies in rows of the tile's width. */
 #define gdni_update GDNI_NAME(update)
-GDNI_INLINE void gdni_update(float *tile, ptrdiff_t width, const int nv, ptrdiff_t kp, const float *k, ptrdiff_t k_step,
-                             ptrdiff_t k_next, const float *decay, ptrdiff_t decay_step, const float *d,
-                             ptrdiff_t count) {
-    for (ptrdiff_t c = 0; c < kp; c += gdni_chunk_rows) {
+GDNI_INLINE void gdni_update(float *tile, ptrdiff_t width, const int nv, ptrdiff_t k_dim, const float *k,
+                             ptrdiff_t k_step, ptrdiff_t k_next, const float *decay, ptrdiff_t decay_step,
+                             const float *d, ptrdiff_t count) {
+    for (ptrdiff_t c = 0; c < k_dim; c += gdni_chunk_rows) {
         const float *k_c = k + c * k_step, *const k_end = k_c + count * k_next, *d_j = d;
         float *row = tile + c * width;
         gdni_vec s[gdni_chunk_rows][4];
@@ -3746,12 +3768,12 @@ GDNI_INLINE void gdni_chunk_columns(const gdni_run *u, const gdni_strip *x, gdni
     const gdn_params *r = u->r;
     const gdni_workspace *w = u->w;
     const bool is_kda = r->is_kda;
-    const ptrdiff_t kp = w->kp, width = gdni_tile_vectors(x) * GDNI_LANES;
+    const ptrdiff_t k_dim = r->head_k_dim, kp = w->kp, width = gdni_tile_vectors(x) * GDNI_LANES;
     const float *k = (is_kda ? w->kd : w->k) + a * kp, *q = (is_kda ? w->qd : w->q) + a * kp;
     float *sum_k = w->sums + c, *sum_q = sum_k + GDNI_CHUNK * width;
     for (ptrdiff_t i = 0; i < b - a; i += gdni_chunk_rows) {
-        gdni_product(y, k + i * kp, kp, gdni_chunk_rows, x->tile + c, width, nv, sum_k + i * width);
-        gdni_product(y, q + i * kp, kp, gdni_chunk_rows, x->tile + c, width, nv, sum_q + i * width);
+        gdni_product(y, k + i * kp, k_dim, kp, gdni_chunk_rows, x->tile + c, width, nv, sum_k + i * width);
+        gdni_product(y, q + i * kp, k_dim, kp, gdni_chunk_rows, x->tile + c, width, nv, sum_q + i * width);
     }
     for (int h = 0; h < nv; h += 2) {
         const ptrdiff_t at = c + h * GDNI_LANES;
@@ -3766,7 +3788,7 @@ GDNI_INLINE void gdni_chunk_columns(const gdni_run *u, const gdni_strip *x, gdni
         for (int h = 0; h < nv; h++)
             gdni_store(d + h * GDNI_LANES, gdni_mul(decay_after, gdni_load(d + h * GDNI_LANES)));
     }
-    gdni_update(x->tile + c, width, nv, kp, is_kda ? w->ktd + a : w->k + a * kp, is_kda ? GDNI_CHUNK : 1,
+    gdni_update(x->tile + c, width, nv, k_dim, is_kda ? w->ktd + a : w->k + a * kp, is_kda ? GDNI_CHUNK : 1,
                 is_kda ? 1 : kp, is_kda ? w->decay_to : w->decay_to + (b - a - 1), is_kda ? 1 : 0, w->ds + c, b - a);
 }
 
