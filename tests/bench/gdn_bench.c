@@ -64,6 +64,9 @@ static const bench_case cases[] = {
     {"prefill_T16", false, {QWEN, LOAD(1, 16), STATE(KV, F32), INPUTS(F32)}},
     {"prefill_T64", false, {QWEN, LOAD(1, 64), STATE(KV, F32), INPUTS(F32)}},
     {"prefill_T4096", false, {QWEN, LOAD(1, 4096), STATE(KV, F32), INPUTS(F32)}},
+    {"prefill_chunked_T16", false, {QWEN, LOAD(1, 16), STATE(KV, F32), INPUTS(F32), CHUNKED}},
+    {"prefill_chunked_T64", false, {QWEN, LOAD(1, 64), STATE(KV, F32), INPUTS(F32), CHUNKED}},
+    {"prefill_chunked_T4096", false, {QWEN, LOAD(1, 4096), STATE(KV, F32), INPUTS(F32), CHUNKED}},
     {"prefill_t4_vk_f32", true, {QWEN, LOAD(1, 4), STATE(VK, F32), INPUTS(F32)}},
     {"steps_t4_vk_f32", true, {QWEN, LOAD(1, 4), STATE(VK, F32), INPUTS(F32), .states = STATES_STEPS}},
 
@@ -91,8 +94,12 @@ static const bench_case cases[] = {
     {"olmo_30_96x192",
      true,
      {HEADS(30, 30, 96, 192), LOAD(1, 512), STATE(KV, F32), INPUTS(F32), .allow_neg_eigval = true}},
+    {"olmo_30_96x192_chunked",
+     true,
+     {HEADS(30, 30, 96, 192), LOAD(1, 512), STATE(KV, F32), INPUTS(F32), .allow_neg_eigval = true, CHUNKED}},
     {"kda_32", false, {HEADS(32, 32, 128, 128), LOAD(1, 512), STATE(KV, F32), INPUTS(F32), .is_kda = true}},
     {"dims_64x64", true, {HEADS(16, 32, 64, 64), LOAD(1, 512), STATE(KV, F32), INPUTS(F32)}},
+    {"dims_64x64_chunked", true, {HEADS(16, 32, 64, 64), LOAD(1, 512), STATE(KV, F32), INPUTS(F32), CHUNKED}},
     {"dims_vk_64x64", false, {HEADS(16, 32, 64, 64), LOAD(1, 512), STATE(VK, F32), INPUTS(F32)}},
 };
 

@@ -8,7 +8,7 @@ Writes into FOLDER, from the lines that there are:
     fma_rate.svg        fraction of the fused multiply-add rate, prefill, by case
     bandwidth.svg       fraction of the in-place bandwidth, decode of 64 sequences, by case
     ggml.svg            how many times faster than ggml's operator
-    tokens.svg          time per token against the length of one sequence
+    tokens.svg          time per token against the length of one sequence, token by token and in chunks
     short.svg           time per token of one sequence of 2 to 16 tokens, by case
     sequences.svg       time per token of decode against the number of sequences
 
@@ -163,6 +163,10 @@ def main(arguments):
     prefill = [run for run in own if run["T"] >= 64]
     decode = [run for run in own if run["T"] == 1 and run["N"] == 64]
     lengths = [run for run in own if run["case"] in ("decode_one_in_cache", "prefill_f32") or "prefill_T" in run["case"]]
+    lengths += [
+        {**run, "series": run["series"] + ", chunks"} for run in own
+        if run["case"] == "prefill_chunked_f32" or "prefill_chunked_T" in run["case"]
+    ]
     short = [run for run in own if 2 <= run["T"] <= 16 and run["N"] == 1]
     counts = [run for run in own if run["case"] in ("decode_one_in_cache", "decode_f32") or "decode_N" in run["case"]]
 
