@@ -133,8 +133,7 @@ def gated_delta_rule_mtp(
         use_qk_l2norm_in_kernel=use_qk_l2norm, initial_state_source=initial_state,
         initial_state_indices=initial_state_indices, output_state_indices=output_state_indices,
         ssm_state_indices=ssm_state_indices, intermediate_states_buffer=intermediate_states_buffer,
-        disable_state_update=disable_state_update,
-        preset="flashinfer_mtp", compute=compute, num_threads=num_threads,
+        disable_state_update=disable_state_update, preset="flashinfer_mtp", compute=compute, num_threads=num_threads,
     )  # fmt: skip
     return o, initial_state
 
@@ -272,7 +271,7 @@ def recurrent_kda(
     steps = 1 if num_spec_tokens is None else 1 + num_spec_tokens
     if num_spec_tokens is not None and ssm_state_indices is None:
         ssm_state_indices = np.arange(N * steps).reshape(N, steps)
-    first = None if ssm_state_indices is None else np.asarray(integers(ssm_state_indices))
+    first = None if ssm_state_indices is None else np.asarray(integers(ssm_state_indices))  # negative: padding
     if first is not None and first.ndim == 2:
         first = first[:, 0]
     if initial_state is None and not disable_state_update:

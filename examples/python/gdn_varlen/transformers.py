@@ -35,10 +35,11 @@ def _delta_rule(query, key, value, g, beta, initial_state, output_final_state, u
     if compute != "f64":  # as transformers does it
         inputs = {name: x.float() if x is not None and x.dtype == torch.float64 else x for name, x in inputs.items()}
     sequences, states = len(query) if cu_seqlens is None else len(cu_seqlens) - 1, None
-    if initial_state is not None and len(initial_state) != sequences:
-        raise GdnError(f"its shape is {list(initial_state.shape)}, of {sequences} sequences", "initial_state")
+    shape = (sequences, value.shape[2], key.shape[3], value.shape[3])
+    if initial_state is not None and tuple(initial_state.shape) != shape:
+        raise GdnError(f"its shape is {list(initial_state.shape)}, and {list(shape)} is needed", "initial_state")
     if output_final_state:
-        states = value.new_empty((sequences, value.shape[2], key.shape[3], value.shape[3]), dtype=torch.float32)
+        states = value.new_empty(shape, dtype=torch.float32)
         if cu_seqlens is not None or key.shape[1] == 0:  # a sequence without tokens writes nothing
             states[:] = 0 if initial_state is None else initial_state
     try:
