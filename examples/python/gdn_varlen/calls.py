@@ -21,7 +21,6 @@ class NotExpressible(GdnError, NotImplementedError):
 # What the operator does not do, by the argument or the function that asks for it. To add one of them is to delete its
 # line here, and the name where a module refuses it.
 _GATES = "the gates alone, without the recurrence, are not computed"
-_OTHER_PLACE = "states are read and written in one pool, and this is another place for the final ones"
 _REPLAY = "the inputs of the steps are not kept for a replay"
 _CHUNK_STATES = "states at the ends of chunks are not kept"
 _CONVOLUTION = "the convolution before the operator is no part of it"
@@ -30,9 +29,6 @@ MISSING = {
     "gv": "there is no decay for each column of V",
     "w": "the channel-wise gates of GDN-2 (a key to read apart from the key to write) are not there",
     "A_log": "one number for each K row is not there: [HV] is",
-    "output_state": _OTHER_PLACE,
-    "inplace_final_state": _OTHER_PLACE,
-    "initial_state_source": _OTHER_PLACE,
     "cp_context": "one sequence is not spread over several processes",
     "head_first": "[batch, head, token, inner] was given up by its owners: transpose",
     "return_intermediate_states": _CHUNK_STATES,
@@ -99,33 +95,56 @@ def operator(names, *, like=None, **arguments):
         raise GdnError(error.text, name, error.index, error.other, error.status) from None
 
 
-def slots_of(argument, indices, pool):
-    """`indices` of a pool whose states are copied, none of them padding."""
-    slots = np.asarray(integers(indices))
-    for index, slot in enumerate(slots.ravel()):
-        if not 0 <= slot < pool.shape[0]:
-            raise GdnError(f"is {slot}, and the pool has {pool.shape[0]} slots", argument, index)
-    return slots
-
-
 def in_new_states(names, initial_state, final, *, state_dtype="float32", cu_seqlens=None, **arguments):
     """(o, final states): initial_state [N, HV, matrix] is only read; the final states are new if `final`, else None."""
-    q, v, compute = arguments["q"], arguments["v"], arguments["compute"]
-    arguments |= dict(cu_seqlens=cu_seqlens)
-    if initial_state is None and not final:
-        return operator(names, **arguments), None
+    q, initial_state = arguments["q"], None if initial_state is None else known(initial_state)
     N = q.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
-    HV, V, K = *v.shape[-2:], q.shape[-1]
-    shape = (N, HV, K, V) if arguments["state_layout"] == "kv" else (N, HV, V, K)
+    shape = _states_shape(N, **arguments)
     if initial_state is not None and tuple(initial_state.shape) != shape:
         name = names.get("initial_state_source", "initial_state_source")
         raise GdnError(f"its shape is {list(initial_state.shape)}, and {list(shape)} is needed", name)
+    arguments |= dict(initial_state_source=initial_state, cu_seqlens=cu_seqlens)
     if not final:
-        return operator(names, initial_state_source=initial_state, disable_state_update=True, **arguments), None
-    states = new(q, shape, "float64" if compute == "f64" else state_dtype)
-    if initial_state is not None:
-        filled(states, known(initial_state))
-    return operator(names, initial_state_source=states, **arguments), states
+        return operator(names, disable_state_update=True, **arguments), None
+    states = new(q, shape, "float64" if arguments["compute"] == "f64" else state_dtype)
+    o = operator(names, output_state_pool=states, **arguments)
+    if initial_state is not None:  # a sequence without tokens has written nothing
+        for n in np.flatnonzero(np.diff(_ends(q, cu_seqlens)) == 0):
+            filled(states[n], initial_state[n])
+    return o, states
+
+
+def in_states_of_tokens(names, initial_state, slots, accepted, *, state_dtype, cu_seqlens=None, **arguments):
+    """(o, states): the state after every token, new, [tokens, HV, matrix]. initial_state is only read: in the first of
+    each sequence's `slots` (the last that was accepted, where that is given), or else in slot n."""
+    q, ends = arguments["q"], _ends(arguments["q"], cu_seqlens)
+    lengths = np.diff(ends)
+    steps = np.arange(lengths.max(initial=1))
+    if slots is not None:
+        slots = np.asarray(integers(slots)).reshape(len(lengths), -1)
+        last = np.zeros(len(lengths), int) if accepted is None else np.asarray(integers(accepted)) - 1
+        for n in np.flatnonzero((last < 0) | (last >= slots.shape[1])):
+            raise GdnError(f"is none of 1 .. {slots.shape[1]}", "num_accepted_tokens", n)
+        slots = slots[np.arange(len(last)), last]
+    shape = _states_shape(q.shape[0] * q.shape[1], **arguments)
+    states = new(q, shape, "float64" if arguments["compute"] == "f64" else state_dtype)
+    o = operator(
+        names, initial_state_source=initial_state, initial_state_indices=slots, output_state_pool=states,
+        ssm_state_indices=np.where(steps < lengths[:, None], ends[:-1, None] + steps, -1), cu_seqlens=cu_seqlens,
+        **arguments,
+    )  # fmt: skip
+    return o, states
+
+
+def _states_shape(count, q, v, state_layout, **_):
+    HV, V, K = *v.shape[-2:], q.shape[-1]
+    return (count, HV, K, V) if state_layout == "kv" else (count, HV, V, K)
+
+
+def _ends(q, cu_seqlens):
+    """cu_seqlens, of a fixed length too."""
+    B, T = q.shape[:2]
+    return np.arange(B + 1) * T if cu_seqlens is None else np.asarray(integers(cu_seqlens))
 
 
 def packed_decode(

@@ -7,7 +7,7 @@ the same computation here.
 """
 
 from .arrays import new
-from .calls import in_new_states, missing, operator, refuse
+from .calls import in_new_states, in_states_of_tokens, missing, operator, refuse
 from .operator import GdnError
 
 NAMES = {
@@ -241,7 +241,8 @@ def fused_recurrent_kda_fwd(
     **kwargs,
 ):
     """(out, final state): with inplace_final_state that is initial_state, a pool whose slots ssm_state_indices names,
-    [N], or [N, steps] for the state after every step."""
+    [N], or [N, steps] for the state after every step. Without, the pool is only read, and with slots the final state is
+    that after every token."""
     state_v_first = _rest(kwargs, state_v_first)
     arguments = dict(
         q=q, k=k, v=v, **_gate(g, A_log, dt_bias, use_gate_in_kernel, lower_bound), is_kda=True, o=out,
@@ -249,9 +250,12 @@ def fused_recurrent_kda_fwd(
         compute=compute, num_threads=num_threads, scale=scale, cu_seqlens=cu_seqlens, preset="fla", like=v,
         state_layout="vk" if state_v_first else "kv",
     )  # fmt: skip
-    if not inplace_final_state:
-        refuse(inplace_final_state=ssm_state_indices)
+    if not inplace_final_state and (ssm_state_indices is None or not output_final_state):
         return in_new_states(NAMES, initial_state, output_final_state, **arguments)
+    if not inplace_final_state:
+        return in_states_of_tokens(
+            NAMES, initial_state, ssm_state_indices, num_accepted_tokens, state_dtype="float32", **arguments
+        )
     if initial_state is None:
         raise GdnError("is needed with inplace_final_state", "initial_state")
     o = operator(

@@ -8,16 +8,18 @@ slot: FlashInfer's bfloat16 decode uses slot 0 for it, and gives rows without a 
 
 import numpy as np
 
-from .arrays import dtype_name, filled, integers, known, new, repeated
-from .calls import missing, operator, packed_decode, refuse, slots_of
+from .arrays import dtype_name, integers, known, new, repeated
+from .calls import missing, operator, packed_decode, refuse
 from .operator import GdnError
 
 DECODE = {"initial_state_source": "state", "o": "output", "use_qk_l2norm_in_kernel": "use_qk_l2norm"}
 POOL = DECODE | {"initial_state_source": "initial_state"}
 PREFILL = {"a": "g", "b": "beta", "o": "output", "initial_state_source": "initial_state"}
-PREFILL |= {"initial_state_indices": "state_indices"}
-KDA = {"a": "g", "b": "beta", "o": "output", "initial_state_source": "initial_state"}
-KDA |= {"initial_state_indices": "ssm_state_indices"}
+PREFILL |= {"initial_state_indices": "state_indices", "output_state_indices": "state_indices"}
+PREFILL |= {"output_state_pool": "output_state"}
+KDA = {"a": "g", "b": "beta", "o": "output"}
+KDA_SOURCE = KDA | {"output_state_pool": "initial_state", "output_state_indices": "ssm_state_indices"}
+KDA |= {"initial_state_source": "initial_state", "initial_state_indices": "ssm_state_indices"}
 PACKED = {"a": "raw_gate", "b": "raw_beta", "o": "output", "initial_state_source": "state"}
 PACKED |= {"initial_state_indices": "state_indices"}
 
@@ -123,21 +125,15 @@ def gated_delta_rule_mtp(
     padded sequence stay as the caller's `output` has them."""
     refuse(cache_replayssm=cache_replayssm)
     disable_state_update = True if disable_state_update is None else disable_state_update
-    slots = dict(initial_state_indices=initial_state_indices, output_state_indices=output_state_indices)
     if ssm_state_indices is not None:
         if disable_state_update or intermediate_states_buffer is not None or output_state_indices is not None:
             raise GdnError("it stands alone, and with disable_state_update=False", "ssm_state_indices")
-        # The start is one more step, behind those that are written.
-        steps, starts = (np.asarray(integers(x)) for x in (ssm_state_indices, initial_state_indices))
-        slots = dict(
-            ssm_state_indices=np.concatenate([steps, starts[:, None]], 1),
-            num_accepted_tokens=np.full(len(starts), steps.shape[1] + 1),
-        )
     o = operator(
         POOL, q=q, k=k, v=v, A_log=A_log, a=a, dt_bias=dt_bias, b=b, scale=scale, o=output,
-        use_qk_l2norm_in_kernel=use_qk_l2norm, initial_state_source=initial_state, **slots,
-        intermediate_states_buffer=intermediate_states_buffer, disable_state_update=disable_state_update,
-        preset="flashinfer_mtp", compute=compute, num_threads=num_threads,
+        use_qk_l2norm_in_kernel=use_qk_l2norm, initial_state_source=initial_state,
+        initial_state_indices=initial_state_indices, output_state_indices=output_state_indices,
+        ssm_state_indices=ssm_state_indices, intermediate_states_buffer=intermediate_states_buffer,
+        disable_state_update=disable_state_update, preset="flashinfer_mtp", compute=compute, num_threads=num_threads,
     )  # fmt: skip
     return o, initial_state
 
@@ -170,8 +166,7 @@ def chunk_gated_delta_rule(
     """output [tokens, max(Hq,HV), V], or with output_final_state (output, final state [N,..,V,K]). g is the decay.
 
     The final states go to output_state, but for sequences without tokens; with state_indices it and initial_state are
-    pools. Their start is copied there first, so that it may not be narrower than initial_state. q and k are not rounded
-    after the norm.
+    pools. q and k are not rounded after the norm.
     """
     refuse(state_checkpoints=state_checkpoints, checkpoint_every_n_tokens=checkpoint_every_n_tokens or None)
     if cu_seqlens is None:
@@ -193,18 +188,9 @@ def chunk_gated_delta_rule(
             raise GdnError("is needed with state_indices", "output_state")
         shape = (len(cu_seqlens) - 1, heads, v.shape[-1], q.shape[-1])
         output_state = new(known(q), shape, "float64" if compute == "f64" else "float32")
-    rows = np.flatnonzero(np.diff(np.asarray(integers(cu_seqlens))) > 0)
-    if state_indices is not None:
-        rows = slots_of("state_indices", state_indices, output_state)[rows]
-    if initial_state is None:
-        output_state[rows] = 0
-    elif initial_state is not output_state:
-        if initial_state.shape != output_state.shape:
-            raise GdnError(f"its shape is {list(output_state.shape)}, initial_state's not", "output_state")
-        refuse(output_state=output_state.dtype.itemsize < initial_state.dtype.itemsize)
-        starts = initial_state[rows]
-        output_state[rows] = filled(new(known(q), starts.shape, dtype_name(output_state)), starts)
-    return operator(PREFILL, initial_state_source=output_state, **arguments), output_state
+    if initial_state is not output_state:
+        arguments |= dict(output_state_pool=output_state, output_state_indices=state_indices)
+    return operator(PREFILL, initial_state_source=initial_state, **arguments), output_state
 
 
 def chunk_gated_delta_rule2(
@@ -267,11 +253,13 @@ def recurrent_kda(
     num_threads=None,
 ):
     """(output, final state or None): initial_state [N,HV,V,K] in place, or a pool with ssm_state_indices [N] or
-    [N,1+S]."""
+    [N,1+S]. Sequences start from initial_state_source, a pool that is only read, where it is given."""
     refuse(
-        initial_state_source=initial_state_source, state_checkpoints=state_checkpoints, kg_cache=kg_cache,
-        correction_cache=correction_cache, checkpoint_every_n_tokens=checkpoint_every_n_tokens or None,
+        state_checkpoints=state_checkpoints, kg_cache=kg_cache, correction_cache=correction_cache,
+        checkpoint_every_n_tokens=checkpoint_every_n_tokens or None,
     )  # fmt: skip
+    if (initial_state_source is None) != (initial_state_indices is None):
+        raise GdnError("it comes with initial_state_source", "initial_state_indices")
     H, HV, K, V = q.shape[2], v.shape[2], q.shape[3], v.shape[3]
     gate = dict(gate_input="log")
     if use_gate_in_kernel:
@@ -280,29 +268,35 @@ def recurrent_kda(
             dt_bias = dt_bias if dt_bias is None else repeated(known(dt_bias).reshape(H, K), HV, 0)
         gate = dict(gate_input="raw", A_log=A_log, dt_bias=dt_bias, lower_bound=lower_bound)
     N = q.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
-    slots = dict(initial_state_indices=ssm_state_indices)
-    if num_spec_tokens is not None:
-        steps = 1 + num_spec_tokens
-        if ssm_state_indices is None:
-            ssm_state_indices = np.arange(N * steps).reshape(N, steps)
-        slots = dict(ssm_state_indices=ssm_state_indices)
-        if num_accepted_tokens is not None:
-            slots["num_accepted_tokens"] = np.clip(np.asarray(integers(num_accepted_tokens)), 1, steps)
-    if disable_state_update and slots.get("num_accepted_tokens") is None:
-        first = (
-            ssm_state_indices
-            if ssm_state_indices is None or len(ssm_state_indices.shape) == 1
-            else ssm_state_indices[:, 0]
-        )
-        slots = dict(initial_state_indices=first)
+    steps = 1 if num_spec_tokens is None else 1 + num_spec_tokens
+    if num_spec_tokens is not None and ssm_state_indices is None:
+        ssm_state_indices = np.arange(N * steps).reshape(N, steps)
+    first = None if ssm_state_indices is None else np.asarray(integers(ssm_state_indices))  # negative: padding
+    if first is not None and first.ndim == 2:
+        first = first[:, 0]
     if initial_state is None and not disable_state_update:
-        count = N * (1 if num_spec_tokens is None else steps)
-        initial_state = new(known(q), (count, HV, V, K), "float64" if compute == "f64" else "float32")
+        initial_state = new(known(q), (N * steps, HV, V, K), "float64" if compute == "f64" else "float32")
+
+    pools = dict(initial_state_source=initial_state, disable_state_update=disable_state_update)
+    accepted = num_spec_tokens is not None and num_accepted_tokens is not None
+    if initial_state_source is not None and disable_state_update:
+        pools |= dict(initial_state_source=initial_state_source, initial_state_indices=initial_state_indices)
+    elif initial_state_source is not None:
+        starts = np.asarray(integers(initial_state_indices))
+        pools = dict(initial_state_source=initial_state_source, output_state_pool=initial_state)
+        pools["initial_state_indices"] = starts if first is None else np.where(first < 0, -1, starts)
+        pools["output_state_indices" if num_spec_tokens is None else "ssm_state_indices"] = ssm_state_indices
+    elif num_spec_tokens is None or (disable_state_update and not accepted):
+        pools["initial_state_indices"] = first
+    else:
+        pools["ssm_state_indices"] = ssm_state_indices
+        if accepted:
+            pools["num_accepted_tokens"] = np.clip(np.asarray(integers(num_accepted_tokens)), 1, steps)
     o = operator(
-        KDA, q=q, k=k, v=v, a=g, b=beta, scale=scale, initial_state_source=initial_state, **slots, **gate,
+        KDA if initial_state_source is None else KDA_SOURCE, q=q, k=k, v=v, a=g, b=beta, scale=scale, **pools, **gate,
         use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel, cu_seqlens=cu_seqlens, o=output, is_kda=True,
-        beta_input="raw" if beta_is_logit else "given", disable_state_update=disable_state_update,
-        preset="flashinfer_decode", compute=compute, num_threads=num_threads,
+        beta_input="raw" if beta_is_logit else "given", preset="flashinfer_decode", compute=compute,
+        num_threads=num_threads,
     )  # fmt: skip
     return o, initial_state if output_final_state and not disable_state_update else None
 

@@ -10,9 +10,8 @@ import sys
 
 import numpy as np
 
-from .arrays import dtype_name, filled, known, new
-from .calls import missing, operator, refuse
-from .operator import GdnError
+from .arrays import dtype_name, known, new
+from .calls import in_new_states, missing, refuse
 
 NAMES = {"a": "g", "b": "beta", "initial_state_source": "state"}
 RAW = {"initial_state_source": "state"}
@@ -60,24 +59,16 @@ def gated_delta_ops(q, k, v, g, beta, state=None, mask=None, *, compute="f32", n
 def _update(names, q, k, v, a, b, state, mask, compute, **options):
     like = q
     q, k, v, a, b = (known(x) for x in (q, k, v, a, b))
-    B, T, _, Dk = q.shape
-    shape = (B, *v.shape[2:], Dk)
-    o = new(q, tuple(v.shape), "float64" if compute == "f64" else dtype_name(q))
-    options |= dict(is_kda=len(a.shape) == 4, scale=1, preset="mlx_lm", compute=compute)
-    if state is None:
-        states = new(q, shape, "float64" if compute == "f64" else "float32")
-    else:
-        start = known(state)
-        if tuple(start.shape) != shape:
-            raise GdnError(f"its shape is {list(start.shape)}, and {list(shape)} is needed", "state")
-        states = filled(new(start, shape, "float64" if compute == "f64" else dtype_name(start)), start)
+    options |= dict(is_kda=len(a.shape) == 4, scale=1, preset="mlx_lm", state_layout="vk", compute=compute)
+    options |= dict(state_dtype="float32" if state is None else dtype_name(known(state)))
     if mask is None:
-        operator(names, q=q, k=k, v=v, a=a, b=b, initial_state_source=states, o=o, **options)
+        o, states = in_new_states(names, state, True, q=q, k=k, v=v, a=a, b=b, **options)
     else:  # the tokens that count, packed
         counts = np.asarray(known(mask)).astype(bool)
         ends = np.cumsum([0, *counts.sum(1)])
+        o = new(q, tuple(v.shape), "float64" if compute == "f64" else dtype_name(q))
         q, k, v, a, b = (x[counts] for x in (q, k, v, a, b))
-        o[counts] = operator(names, q=q, k=k, v=v, a=a, b=b, initial_state_source=states, cu_seqlens=ends, **options)
+        o[counts], states = in_new_states(names, state, True, q=q, k=k, v=v, a=a, b=b, cu_seqlens=ends, **options)
     return _as(like, o), _as(like if state is None else state, states)
 
 

@@ -6,7 +6,7 @@ States are [V,K] and updated in place in a pool; of the CPU operators they are [
 """
 
 from . import vllm
-from .arrays import known, new, repeated
+from .arrays import dtype_name, known, new, repeated
 from .calls import in_new_states, missing, operator, packed_decode, refuse
 from .operator import GdnError
 
@@ -253,10 +253,10 @@ def fused_recurrent_kda(
         q=q, k=k, v=v, a=g, b=beta, scale=scale, use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel, cu_seqlens=cu_seqlens,
         is_kda=True, preset="sglang", state_layout="vk", **GIVEN, compute=compute, num_threads=num_threads,
     )  # fmt: skip
-    if not inplace_final_state:
-        return in_new_states(NAMES, initial_state, True, **arguments)
     if initial_state is None:
-        raise GdnError("is needed with inplace_final_state", "initial_state")
+        raise GdnError("is needed", "initial_state")
+    if not inplace_final_state:
+        return in_new_states(NAMES, initial_state, True, state_dtype=dtype_name(known(initial_state)), **arguments)
     return operator(NAMES, initial_state_source=initial_state, **arguments), initial_state
 
 

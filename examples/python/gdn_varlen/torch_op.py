@@ -46,6 +46,7 @@ def _on_cpu(
     null_slot: Optional[int] = None,
     allow_neg_eigval: bool = False,
     output_state_indices: Optional[Tensor] = None,
+    output_state_pool: Optional[Tensor] = None,
     ssm_state_indices: Optional[Tensor] = None,
     num_accepted_tokens: Optional[Tensor] = None,
     compute: str = "f32",
@@ -59,7 +60,7 @@ def _on_cpu(
 fused_sigmoid_gating_delta_rule_update = torch.library.custom_op(
     "gdn_varlen::fused_sigmoid_gating_delta_rule_update",
     _on_cpu,
-    mutates_args=("initial_state_source", "intermediate_states_buffer"),
+    mutates_args=("initial_state_source", "output_state_pool", "intermediate_states_buffer"),
     device_types="cpu",
 )
 

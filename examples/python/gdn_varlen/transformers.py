@@ -34,24 +34,25 @@ def _delta_rule(query, key, value, g, beta, initial_state, output_final_state, u
                 raise GdnError(text, name, status="GDN_ERROR_COMBINATION")
     if compute != "f64":  # as transformers does it
         inputs = {name: x.float() if x is not None and x.dtype == torch.float64 else x for name, x in inputs.items()}
-    pool, sequences = None, len(query) if cu_seqlens is None else len(cu_seqlens) - 1
-    if initial_state is not None:
-        if len(initial_state) != sequences:
-            raise GdnError(f"its shape is {list(initial_state.shape)}, of {sequences} sequences", "initial_state")
-        pool = initial_state.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    elif output_final_state:
-        shape = (sequences, value.shape[2], key.shape[3], value.shape[3])
-        pool = value.new_zeros(shape, dtype=torch.float32)
+    sequences, states = len(query) if cu_seqlens is None else len(cu_seqlens) - 1, None
+    shape = (sequences, value.shape[2], key.shape[3], value.shape[3])
+    if initial_state is not None and tuple(initial_state.shape) != shape:
+        raise GdnError(f"its shape is {list(initial_state.shape)}, and {list(shape)} is needed", "initial_state")
+    if output_final_state:
+        states = value.new_empty(shape, dtype=torch.float32)
+        if cu_seqlens is not None or key.shape[1] == 0:  # a sequence without tokens writes nothing
+            states[:] = 0 if initial_state is None else initial_state
     try:
         o = fused_sigmoid_gating_delta_rule_update(
             None, inputs["g"], None, 1.0, 20.0, inputs["query"], inputs["key"], inputs["value"], inputs["beta"],
-            pool, None, use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel, cu_seqlens=cu_seqlens, is_kda=is_kda,
-            preset="transformers", compute=compute, num_threads=num_threads,
+            inputs["initial_state"], None, use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel, cu_seqlens=cu_seqlens,
+            is_kda=is_kda, disable_state_update=not output_final_state, output_state_pool=states, preset="transformers",
+            compute=compute, num_threads=num_threads,
         )  # fmt: skip
     except GdnError as error:
         argument = NAMES.get(error.argument, error.argument)
         raise GdnError(error.text, argument, error.index, error.other, error.status) from None
-    return o.to(query.dtype), pool if output_final_state else None
+    return o.to(query.dtype), states
 
 
 def torch_chunk_gated_delta_rule(

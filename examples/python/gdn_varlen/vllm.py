@@ -8,8 +8,8 @@ leaves them as they were allocated. The CPU operators know no padding.
 
 import numpy as np
 
-from .arrays import integers
-from .calls import in_new_states, missing, operator, packed_decode, refuse
+from .arrays import dtype_name, integers, known
+from .calls import in_new_states, in_states_of_tokens, missing, operator, packed_decode, refuse
 from .operator import GdnError
 
 NAMES = {
@@ -28,14 +28,23 @@ fused_post_conv_prep = missing("fused_post_conv_prep")
 fused_gdn_decode_post_conv_mtp_triton = missing("fused_gdn_decode_post_conv_mtp_triton")
 
 
-def _on_pool(names, initial_state, inplace_final_state, ssm_state_indices, **arguments):
-    """(o, initial_state)"""
-    refuse(inplace_final_state=not inplace_final_state)
-    for name, value in (("initial_state", initial_state), ("ssm_state_indices", ssm_state_indices)):
-        if value is None:
-            raise GdnError("is needed with inplace_final_state", name)
+def _on_pool(names, initial_state, inplace_final_state, ssm_state_indices, num_accepted_tokens=None, **arguments):
+    """(o, initial_state); without inplace_final_state (o, the state after every token), in initial_state's dtype."""
+    if initial_state is None:
+        raise GdnError("is needed", "initial_state")
     _one_batch(**arguments)
-    o = operator(names, initial_state_source=initial_state, ssm_state_indices=ssm_state_indices, **arguments)
+    if not inplace_final_state:
+        if ssm_state_indices is not None:  # slot 0 is the null slot of the pool, and a row like any other of the result
+            slots = np.asarray(integers(ssm_state_indices))
+            ssm_state_indices = np.where(slots > 0, slots, -1)
+        arguments |= dict(state_layout="vk", null_slot=-1, state_dtype=dtype_name(known(initial_state)))
+        return in_states_of_tokens(names, initial_state, ssm_state_indices, num_accepted_tokens, **arguments)
+    if ssm_state_indices is None:
+        raise GdnError("is needed with inplace_final_state", "ssm_state_indices")
+    o = operator(
+        names, initial_state_source=initial_state, ssm_state_indices=ssm_state_indices,
+        num_accepted_tokens=num_accepted_tokens, **arguments,
+    )  # fmt: skip
     return o, initial_state
 
 

@@ -170,9 +170,20 @@ def test_fla_varlen_and_half_types():
     assert same(ht[1], h0.astype(np.float16)[1].astype(np.float32))  # a sequence without tokens
 
 
+@pytest.mark.parametrize("T", [6, 0])
+def test_a_sequence_without_tokens_keeps_its_state(T):
+    h0 = draw(B, HV, K, V).astype(np.float16)
+    few = [x[name][:, :T] for name in "qkv"]
+    o, ht = fla.chunk_gated_delta_rule(*few, g=G[:, :T], beta=BETA[:, :T], initial_state=h0, output_final_state=True)
+    assert o.shape == (B, T, HV, V) and same(ht, h0.astype(np.float32)) == (T == 0)
+    state = draw(B, HV, V, K).astype(np.float16)
+    _, new = mlx_lm.gated_delta_kernel(*few, np.exp(G[:, :T]), BETA[:, :T], state)
+    assert new is not state and new.dtype == np.float16 and same(new, state) == (T == 0)
+
+
 def test_fla_slots():
     pool, slots = draw(9, HV, K, V), np.array([[3, 1, 8], [2, 5, 0]])
-    other = pool.copy()
+    other, before = pool.copy(), pool.copy()
     arguments = dict(q=x["q"][:, :3], k=x["k"][:, :3], v=x["v"][:, :3])
     g, beta = np.repeat(G[:, :3, :, None], K, -1), BETA[:, :3]
     o, same_pool = fla.fused_recurrent_kda_fwd(
@@ -184,9 +195,51 @@ def test_fla_slots():
         num_accepted_tokens=[2, 1],
     )  # fmt: skip
     assert same(o, expected) and same(pool, other)
+    # Elsewhere: from the same slots, the state after every token.
+    p, states = fla.fused_recurrent_kda_fwd(
+        **arguments, g=g, beta=beta, initial_state=before, ssm_state_indices=slots, num_accepted_tokens=[2, 1],
+        inplace_final_state=False, output_final_state=True,
+    )  # fmt: skip
+    assert same(o, p) and same(states, pool[slots.ravel()]) and same(before, draw(9, HV, K, V))
 
 
 # ---- vLLM and SGLang
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_vllm_states_elsewhere(dtype):
+    """inplace_final_state=False: the state after every token, in the pool's dtype; padding reads and writes none."""
+    y, pool, ends = tensors(1, 8), draw(6, HV, V, K).astype(dtype), [0, 3, 4, 4, 8]
+    before, slots = pool.copy(), np.array([4, 0, 3, 2])
+    arguments = dict(**y, **GATE, cu_seqlens=ends, inplace_final_state=False)
+    o, states = vllm.fused_sigmoid_gating_delta_rule_update(**arguments, initial_state=pool, ssm_state_indices=slots)
+    assert states.shape == (8, HV, V, K) and states.dtype == dtype and same(pool, before)
+    assert not o[0, 3].any() and not states[3].any()
+    for n, slot in [(0, 4), (3, 2)]:
+        for t in range(ends[n], ends[n + 1]):
+            one = {name: value[:, ends[n] : t + 1] for name, value in y.items()}
+            other = before.copy()
+            expected = operator(**one, **GATE, initial_state_source=other, initial_state_indices=[slot])
+            assert same(o[:, t], expected[:, -1]) and same(states[t], other[slot])
+    starts = np.stack([slots * 0 + 5, slots], 1)  # the second was accepted
+    arguments |= dict(ssm_state_indices=starts, initial_state=pool)
+    p, _ = vllm.fused_sigmoid_gating_delta_rule_update(**arguments, num_accepted_tokens=[2, 2, 2, 2])
+    assert same(o, p)
+    with pytest.raises(gdn_varlen.GdnError, match="num_accepted_tokens.3"):
+        vllm.fused_sigmoid_gating_delta_rule_update(**arguments, num_accepted_tokens=[2, 2, 2, 3])
+    p, _ = vllm.fused_sigmoid_gating_delta_rule_update(**arguments | dict(ssm_state_indices=None))
+    assert same(p[:, :3], operator(**{name: value[:, :3] for name, value in y.items()}, **GATE, state_layout="vk",
+                                   initial_state_source=pool[:1].copy()))  # fmt: skip
+
+
+def test_sglang_states_elsewhere():
+    g, state = -np.exp(draw(B, T, HV, K)), draw(B, HV, V, K).astype(np.float16)
+    other = state.copy()
+    arguments = dict(q=x["q"], k=x["k"], v=x["v"], g=g, beta=BETA)
+    o, new = sglang.fused_recurrent_kda(**arguments, initial_state=state, inplace_final_state=False)
+    assert same(state, other)
+    p, same_state = sglang.fused_recurrent_kda(**arguments, initial_state=other)
+    assert same_state is other and same(o, p) and same(new, other)
 
 
 def test_vllm_padding_and_slots():
@@ -338,15 +391,21 @@ def test_flashinfer_prefill():
     assert same(o, np.concatenate(each, 1))
 
 
-def test_copied_states_are_never_those_of_padding():
-    y, output = tensors(1, 3), draw(5, HV, V, K)
-    before = output.copy()
-    with pytest.raises(gdn_varlen.GdnError, match="state_indices"):
-        flashinfer.chunk_gated_delta_rule(
-            y["q"][0], y["k"][0], y["v"][0], cu_seqlens=np.array([0, 3]), output_final_state=True, output_state=output,
-            state_indices=np.array([-1]),
-        )  # fmt: skip
-    assert same(output, before)
+def test_flashinfer_prefill_from_pool_to_pool():
+    """Of other sizes and dtypes; where nothing is written nothing is touched."""
+    y, start, final = tensors(5), draw(9, HV, V, K), np.full((4, HV, V, K), 7, np.float16)
+    before, expected = start.copy(), np.zeros((3, HV, V, K), np.float32)
+    arguments = dict(q=y["q"], k=y["k"], v=y["v"], cu_seqlens=[0, 3, 3, 5], output_final_state=True)
+    o, _ = flashinfer.chunk_gated_delta_rule(**arguments, initial_state=start[[2, 0, 3]], output_state=expected)
+    slots = np.array([2, 0, 3])
+    p, states = flashinfer.chunk_gated_delta_rule(
+        **arguments, initial_state=start, output_state=final, state_indices=slots
+    )
+    assert states is final and same(o, p) and same(start, before) and (final[[0, 1]] == 7).all()
+    assert same(final[slots][[0, 2]], expected[[0, 2]].astype(np.float16))
+    final[:] = 7
+    flashinfer.chunk_gated_delta_rule(**arguments, output_state=final, state_indices=np.array([-1, -1, 1]))
+    assert (final[[0, 2, 3]] == 7).all() and (final[1] != 7).any()
 
 
 def test_flashinfer_kda():
@@ -363,6 +422,31 @@ def test_flashinfer_kda():
         initial_state_source=other, ssm_state_indices=np.arange(6).reshape(2, 3), num_accepted_tokens=[3, 1],
     )  # fmt: skip
     assert same(o, expected) and same(pool, other)
+
+
+@pytest.mark.parametrize("steps", [None, 3])
+def test_flashinfer_kda_with_a_source(steps):
+    """Read in one pool and written to another; a sequence that is padding in either does neither."""
+    T, N = steps or 1, 4
+    few, g, beta = tensors(N, T), -np.exp(draw(N, T, HV, K)), 1 / (1 + np.exp(-draw(N, T, HV)))
+    source, pool = draw(6, HV, V, K), np.full((N * T, HV, V, K), 7, np.float32)
+    slots, starts = np.arange(N * T).reshape(N, T), np.array([5, 0, 3, -1])
+    slots[1] = -1
+    arguments = dict(q=few["q"], k=few["k"], v=few["v"], g=g, beta=beta, output_final_state=True)
+    before = source.copy()
+    o, states = flashinfer.recurrent_kda(
+        **arguments, initial_state=pool, ssm_state_indices=slots if steps else slots[:, 0],
+        num_spec_tokens=steps and steps - 1, initial_state_source=source, initial_state_indices=starts,
+    )  # fmt: skip
+    assert states is pool and same(source, before)
+    assert not o[[1, 3]].any() and (pool.reshape(N, T, -1)[[1, 3]] == 7).all()
+    expected, last = flashinfer.recurrent_kda(**arguments, initial_state=source[[5, 0, 3, 0]])
+    live = [0, 2]
+    assert same(o[live], expected[live]) and same(pool[slots[live, -1]], last[live])
+    p, nothing = flashinfer.recurrent_kda(
+        **arguments, initial_state_source=source, initial_state_indices=starts, disable_state_update=True
+    )
+    assert same(p[live], expected[live]) and nothing is None and same(source, before)
 
 
 def test_mlx_lm():
@@ -416,7 +500,7 @@ MISSING = [
     (fla.fused_recurrent_gated_delta_rule, dict(g=G, gk=draw(B, T, HV, K)), "gk"),
     (fla.chunk_kda, dict(g=G, beta=BETA, return_intermediate_states=True), "return_intermediate_states"),
     (fla.fused_kda_gate, dict(), "fused_kda_gate"),
-    (vllm.fused_recurrent_gated_delta_rule, dict(g=G, inplace_final_state=False), "inplace_final_state"),
+    (flashinfer.recurrent_kda, dict(g=G, beta=BETA, kg_cache=G), "kg_cache"),
     (flashinfer.chunk_gated_delta_rule2, dict(), "w"),
 ]
 

@@ -31,6 +31,7 @@ def test_signature_is_the_function_s():
 def test_opcheck():
     torch.library.opcheck(operator, arguments(), OPTIONS)
     torch.library.opcheck(operator, arguments(torch.bfloat16, torch.bfloat16), OPTIONS | dict(compute="f64"))
+    torch.library.opcheck(operator, arguments(), OPTIONS | dict(output_state_pool=torch.zeros(2, HV, V, K)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -414,8 +414,24 @@ def test_packed_sequences(name):
         one = {key: arguments[key][:, begin:end] for key in ("query", "key", "value", "g", "beta")}
         part, state = our(**arguments | one | dict(initial_state=arguments["initial_state"][n : n + 1]))
         assert torch.equal(o[:, begin:end], part) and torch.equal(states[n], state[0])
+    before = arguments["initial_state"].clone()
+    _, states = our(**arguments, cu_seqlens=torch.tensor([0, 20, 20, 70]))  # the second keeps its state
+    assert torch.equal(states[1], before[1]) and torch.equal(arguments["initial_state"], before)
     arguments["initial_state"] = None
-    assert our(**arguments, cu_seqlens=torch.tensor([0, 20, 50, 70]))[1].shape == states.shape
+    _, states = our(**arguments, cu_seqlens=torch.tensor([0, 20, 20, 70]))
+    assert states.shape == before.shape and not states[1].any()
+
+
+@functions
+def test_states_of_inference_mode(name):
+    """A cache that was made in it, and a step outside."""
+    our = getattr(ours, name)
+    arguments = delta_inputs("kimi" in name)
+    expected = our(**arguments)
+    with torch.inference_mode():
+        arguments["initial_state"] = arguments["initial_state"].clone()
+    with torch.no_grad():
+        assert all(map(torch.equal, our(**arguments), expected))
 
 
 @functions
