@@ -34,7 +34,7 @@ static          long  6 min    all tools of static analysis
 coverage        long  4 min    the lines and branches that the tests run
 mutants         long  30 min   faults put into the header: do the tests notice?
 exhaustive      long  3 min    the gates for every float, the whole table of accuracy
-random          long  2 min    a hundred thousand random calls
+random          long  4 min    a hundred thousand random calls, token by token and in chunks
 targets         long  6 min    the same bits: all compilers, levels, architectures and systems
 sweep           long  30 min   the same bits: tuning flags and versions of the compilers
 contract        long  1 min    no fused multiply-add in double
@@ -161,10 +161,13 @@ section_exhaustive() {
     build exhaustive "${gcc[@]}" -DGDN_EXAMPLES=OFF
     tests exhaustive -C long -L long
 }
-# A hundred thousand calls, a thousand for each process.
+# A hundred thousand calls, a thousand for each process, of either computation in float32.
 section_random() {
     build random "${gcc[@]}" -DGDN_EXAMPLES=OFF
-    seq 0 1000 99000 | xargs -P "$jobs" -I FIRST "$out/random/tests/test_random" 1000 FIRST
+    local -x GDN_TEST_COMPUTE
+    for GDN_TEST_COMPUTE in f32 f32_chunks; do
+        seq 0 1000 99000 | xargs -P "$jobs" -I FIRST "$out/random/tests/test_random" 1000 FIRST
+    done
 }
 section_targets() { tests/bits/targets.sh --require-all; }
 section_sweep_quick() { tests/bits/sweep.sh --quick; }

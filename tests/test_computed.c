@@ -30,10 +30,11 @@ static double decay_of(const gdn_params *p, double a, double A_log, double dt_bi
 }
 
 static double decay_at(const call *c, ptrdiff_t batch, ptrdiff_t token, ptrdiff_t hv, ptrdiff_t k) {
-    bool raw = c->p.gate_input == GDN_GATE_RAW;
     ptrdiff_t i = c->p.is_kda ? k : 0;
-    return decay_of(&c->p, call_get(c, CALL_A, batch, token, hv, i), raw ? call_get(c, CALL_A_LOG, 0, 0, hv, 0) : 0,
-                    raw ? call_get(c, CALL_DT_BIAS, 0, 0, hv, i) : 0);
+    if (!call_has(c, CALL_A)) return 1;
+    return decay_of(&c->p, call_get(c, CALL_A, batch, token, hv, i),
+                    call_has(c, CALL_A_LOG) ? call_get(c, CALL_A_LOG, 0, 0, hv, 0) : 0,
+                    call_has(c, CALL_DT_BIAS) ? call_get(c, CALL_DT_BIAS, 0, 0, hv, i) : 0);
 }
 
 static double beta_at(const call *c, ptrdiff_t batch, ptrdiff_t token, ptrdiff_t hv, ptrdiff_t v) {

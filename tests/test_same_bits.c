@@ -218,10 +218,17 @@ static void no_pool_is_a_pool_of_zeros(void **state) {
         config.p.initial_state_source.num_states = 3;
         call *with = call_new(&config);
         call_fill(with, CALL_INITIAL_POOL, 0);
+        call *written = call_clone(with, &call_layouts[0], GUARD_AFTER);
+        written->p.output_state_pool = written->p.initial_state_source;
+        written->p.initial_state_source.data = NULL;
         test_context("no pool, kda %d", kda);
         run(without, RUN_WHOLE);
         run(with, RUN_WHOLE);
         assert_same_array(without, with, CALL_O);
+        test_context("a pool that is only written, kda %d", kda);
+        run(written, RUN_WHOLE);
+        assert_same(written, with);
+        call_free(written);
         call_free(with);
         call_free(without);
     }

@@ -161,7 +161,8 @@ static call *allocate(const call *shape, const call_layout *layout, guard_side s
     static const call_array qkv[] = {CALL_Q, CALL_K, CALL_V}, ba[] = {CALL_B, CALL_A};
     const strided *x = c->array;
     bool pack_qkv = layout->packed && x[CALL_Q].type == x[CALL_K].type && x[CALL_Q].type == x[CALL_V].type;
-    bool pack_ba = layout->packed && x[CALL_B].shape[3] != 0 && x[CALL_B].type == x[CALL_A].type;
+    bool pack_ba = layout->packed && x[CALL_B].shape[3] != 0 && x[CALL_A].shape[3] != 0;
+    pack_ba = pack_ba && x[CALL_B].type == x[CALL_A].type;
     for (call_array i = 0; i < CALL_NUM_ARRAYS; i++) {
         c->array[i].data = NULL;
         if (x[i].shape[3] == 0) continue;
@@ -330,11 +331,10 @@ call *call_new(const call_config *config) {
     ptrdiff_t N = varlen ? p->num_seqs : p->batch_size, B = p->batch_size, T = p->seq_len;
     ptrdiff_t H = p->num_key_heads, HV = p->num_value_heads, K = p->head_k_dim, V = p->head_v_dim;
     ptrdiff_t gates = p->is_kda ? K : 1, betas = p->beta_per_column ? V : 1;
-    if (p->gate_input == GDN_GATE_RAW) {
-        describe(&shape, CALL_A_LOG, or_f32(p->A_log.dtype), 1, 1, HV, 1);
-        describe(&shape, CALL_DT_BIAS, or_f32(p->dt_bias.dtype), 1, 1, HV, gates);
-    }
-    describe(&shape, CALL_A, or_f32(p->a.dtype), B, T, HV, gates);
+    const bool raw = p->gate_input == GDN_GATE_RAW && !config->no_a;
+    if (raw && !config->no_A_log) describe(&shape, CALL_A_LOG, or_f32(p->A_log.dtype), 1, 1, HV, 1);
+    if (raw && !config->no_dt_bias) describe(&shape, CALL_DT_BIAS, or_f32(p->dt_bias.dtype), 1, 1, HV, gates);
+    if (!config->no_a) describe(&shape, CALL_A, or_f32(p->a.dtype), B, T, HV, gates);
     describe(&shape, CALL_Q, or_f32(p->q.dtype), B, T, H, K);
     describe(&shape, CALL_K, or_f32(p->k.dtype), B, T, H, K);
     describe(&shape, CALL_V, or_f32(p->v.dtype), B, T, HV, V);

@@ -28,7 +28,8 @@ typedef struct call_config {
     call_list initial_state_indices, output_state_indices, intermediate_state_indices; /* [N] */
     call_list retrieve_parent_token, ssm_state_indices, num_accepted_tokens;           /* [N, steps], last [N] */
     gdn_index_dtype index_dtype; /* of all index arrays; int32 where not set */
-    bool no_b;                   /* leave b absent */
+    bool no_b, no_a;             /* leave b absent; leave a, A_log and dt_bias absent */
+    bool no_A_log, no_dt_bias;   /* leave one of these absent */
     double tolerance;            /* of float32 against float64; 0: the usual one */
 } call_config;
 

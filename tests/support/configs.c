@@ -101,6 +101,25 @@ const call_config configs[] = {
     {.name = "decay", .p = {FIXED(2, 9), HEADS(2, 4, 8, 8), POOL(VK, 2, GDN_F32), .gate_input = GDN_GATE_DECAY}},
     {.name = "decay, kda",
      .p = {FIXED(2, 9), HEADS(2, 4, 24, 8), POOL(KV, 2, GDN_F32), .is_kda = true, .gate_input = GDN_GATE_DECAY}},
+    {.name = "no gates", .p = {FIXED(2, 9), HEADS(2, 4, 8, 8), POOL(KV, 2, GDN_F32)}, .no_a = true},
+    {.name = "no gates, kda",
+     .p = {FIXED(2, 9), HEADS(2, 4, 24, 8), POOL(VK, 2, GDN_F32), .is_kda = true},
+     .no_a = true},
+    {.name = "no gates, decode",
+     .p = {FIXED(2, 1), HEADS(2, 4, 16, 32), POOL(KV, 2, GDN_F32), .is_kda = true, .gate_input = GDN_GATE_LOG},
+     .no_a = true},
+    {.name = "no dt_bias", .p = {FIXED(2, 9), HEADS(2, 4, 8, 8), POOL(KV, 2, GDN_F32)}, .no_dt_bias = true},
+    {.name = "no dt_bias, kda",
+     .p = {FIXED(2, 9), HEADS(2, 4, 24, 8), POOL(VK, 2, GDN_F32), .is_kda = true},
+     .no_dt_bias = true},
+    {.name = "lower bound, no A_log",
+     .p = {FIXED(2, 9), HEADS(2, 4, 8, 8), POOL(VK, 2, GDN_F32), .has_lower_bound = true, .lower_bound = -2},
+     .no_A_log = true},
+    {.name = "lower bound, kda, no A_log, no dt_bias",
+     .p = {FIXED(2, 9), HEADS(2, 4, 24, 8), POOL(KV, 2, GDN_F32), .is_kda = true, .has_lower_bound = true,
+           .lower_bound = -2},
+     .no_A_log = true,
+     .no_dt_bias = true},
 
     /* Beta. */
     {.name = "beta given", .p = {FIXED(2, 9), HEADS(2, 4, 8, 8), .beta_input = GDN_BETA_GIVEN}},
@@ -338,6 +357,9 @@ call *random_call(ptrdiff_t i) {
     random_options(&r, p);
     p->state_layout = one_in(&r, 2) ? GDN_STATE_VK : GDN_STATE_KV;
     config.no_b = !p->beta_per_column && one_in(&r, 5);
+    config.no_a = one_in(&r, 8);
+    config.no_A_log = p->has_lower_bound && one_in(&r, 4);
+    config.no_dt_bias = one_in(&r, 4);
     config.index_dtype = one_in(&r, 2) ? GDN_I64 : GDN_I32;
     if (!one_in(&r, 4)) random_slots(&r, &config, N, steps);
     if (one_in(&r, 4)) random_cache(&r, &config, N, steps);
