@@ -193,7 +193,7 @@
  *   GDN_HEADER_NAME        the name under which the header includes itself; default "gdn_varlen.h"
  *   GDN_NO_SIMD            leave out every vector instruction set: only plain C remains
  *   GDN_NO_AVX2, GDN_NO_AVX512, GDN_NO_NEON
- *                          leave out one instance of the kernel: 35 to 40 KiB of code each
+ *                          leave out one instance of the kernel: 55 to 75 KiB of code each
  *   GDN_NO_MALLOC          never call malloc: scratch must be passed
  */
 #ifndef GDN_VARLEN_H
