@@ -125,7 +125,10 @@ static bool is_worth_it(const struct ggml_tensor *dst) {
     return true;
 #else
     const struct ggml_tensor *v = dst->src[VALUE];
-    return v->ne[0] % 16 == 0 && v->ne[2] * ggml_nelements(dst->src[STATE]) >= 8 * 128 * 128;
+    const int64_t tokens = v->ne[2], states = ggml_nelements(dst->src[STATE]);
+    /* Fewer tokens of more states wait for memory; there ggml's copy of a state, made first, is faster. */
+    const bool waits = tokens < 4 && states > 256 * 128 * 128;
+    return v->ne[0] % 16 == 0 && tokens * states >= 8 * 128 * 128 && !waits;
 #endif
 }
 
