@@ -27,7 +27,7 @@ typedef struct gdn_ggml {
     gdn_error error; /* of the last run */
 } gdn_ggml;
 
-enum { Q, KEY, VALUE, GATE, BETA, POOL, STEP_SLOTS, STARTS, NUM_SOURCES };
+enum { Q, KEY, VALUE, GATE, BETA, POOL, START_SLOTS, STEP_SLOTS, NUM_SOURCES };
 
 static gdn_tensor tensor_of(const struct ggml_tensor *x) {
     const gdn_tensor y = {x->data, GDN_F32, (ptrdiff_t)(x->nb[3] / sizeof(float)),
@@ -50,8 +50,8 @@ static gdn_params params_of(const struct ggml_tensor *dst) {
     p.b = tensor_of(src[BETA]);
     p.o = gdn_output_of(dst->data, GDN_F32);
     p.initial_state_source = gdn_pool_of(src[POOL]->data, GDN_F32, src[POOL]->ne[3]);
-    p.ssm_state_indices = gdn_indices_of(src[STEP_SLOTS]->data, GDN_I32, src[STEP_SLOTS]->ne[0]);
-    p.num_accepted_tokens = gdn_indices_of(src[STARTS]->data, GDN_I32, 1);
+    p.initial_state_indices = gdn_i32(src[START_SLOTS]->data);
+    p.ssm_state_indices = gdn_indices_of(src[STEP_SLOTS]->data, GDN_I32, p.seq_len);
     p.is_kda = src[GATE]->ne[0] > 1;
     return p;
 }
@@ -69,9 +69,9 @@ static void compute(struct ggml_tensor *dst, int ith, int nth, void *userdata) {
                        x->scratch_size);
 }
 
-/* The node. q, k, v, g and beta as for ggml_gated_delta_net(); pool [S, S, heads, slots]; step_slots [tokens + 1,
- * seqs]: the slot that gets the state after each token (-1: none), and last the slot that the sequence starts from;
- * starts [seqs]: tokens + 1. The result is [S * heads, tokens * seqs]. */
+/* The node. q, k, v, g and beta as for ggml_gated_delta_net(); pool [S, S, heads, slots]; start_slots [seqs]:
+ * where each sequence starts from; step_slots [tokens, seqs]: where the state after each token goes (-1: nowhere). The
+ * result is [S * heads, tokens * seqs]. */
 static struct ggml_tensor *gated_delta_net(struct ggml_context *context, struct ggml_tensor *const *sources,
                                            int threads, gdn_ggml *x) {
     const struct ggml_tensor *v = sources[VALUE];
@@ -183,13 +183,12 @@ static bool compare(const shape *s, int threads, bool with_times, float **kept) 
 
     /* The first N slots hold the initial states; N for each snapshot follow, the newest first, as in ggml's result. */
     draw(in[POOL] = ggml_new_tensor_4d(context, GGML_TYPE_F32, S, S, HV, N * (1 + K)), -1.0, 1.0);
-    in[STEP_SLOTS] = ggml_new_tensor_2d(context, GGML_TYPE_I32, T + 1, N);
-    in[STARTS] = ggml_new_tensor_1d(context, GGML_TYPE_I32, N);
+    in[START_SLOTS] = ggml_new_tensor_1d(context, GGML_TYPE_I32, N);
+    in[STEP_SLOTS] = ggml_new_tensor_2d(context, GGML_TYPE_I32, T, N);
     for (int64_t n = 0; n < N; n++) {
-        int32_t *slots = (int32_t *)in[STEP_SLOTS]->data + n * (T + 1);
+        int32_t *slots = (int32_t *)in[STEP_SLOTS]->data + n * T;
         for (int64_t t = 0; t < T; t++) slots[t] = T - t <= K ? (int32_t)(N * (T - t) + n) : -1;
-        slots[T] = (int32_t)n;
-        ((int32_t *)in[STARTS]->data)[n] = (int32_t)(T + 1);
+        ((int32_t *)in[START_SLOTS]->data)[n] = (int32_t)n;
     }
 
     gdn_ggml x = {0};

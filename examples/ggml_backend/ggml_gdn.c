@@ -22,27 +22,21 @@
 
 enum { Q, KEY, VALUE, GATE, BETA, STATE, NUM_SOURCES };
 
-enum { SHORT = 4 }; /* below, a call for each token is faster */
-
-/* One stream of ggml's. The calls are those of one node: the same sequences and heads, tokens that follow each other.
- */
+/* One stream of ggml's. */
 typedef struct gdn_stream {
     int threads;
-    gdn_params *calls;
-    size_t calls_size;
-    int32_t *slots; /* 0, 1, 2, ... */
-    size_t slots_size;
-    char *scratch; /* of all threads */
-    size_t scratch_size;
+    char *memory; /* scratch of all threads, then slots */
+    size_t size;
 } gdn_stream;
 
-/* A block of at least `size` bytes in the place of another one, whose content is lost. */
-static void *room(void *block, size_t *old_size, size_t size) {
-    if (size <= *old_size) return block;
-    free(block);
-    block = malloc(size);
-    *old_size = block == NULL ? 0 : size;
-    return block;
+/* At least `size` bytes, or NULL; what was in them is lost. */
+static char *memory_for(gdn_stream *stream, size_t size) {
+    if (size > stream->size) {
+        free(stream->memory);
+        stream->memory = malloc(size);
+        stream->size = stream->memory == NULL ? 0 : size;
+    }
+    return stream->memory;
 }
 
 /* An axis of one element may have any stride in ggml. */
@@ -50,100 +44,59 @@ static ptrdiff_t stride_of(const struct ggml_tensor *x, int axis) {
     return x->ne[axis] == 1 ? 0 : (ptrdiff_t)(x->nb[axis] / sizeof(float));
 }
 
-/* From token `begin` on. */
-static gdn_tensor tensor_of(const struct ggml_tensor *x, ptrdiff_t begin) {
-    const gdn_tensor y = {(const float *)x->data + begin * stride_of(x, 2), GDN_F32, stride_of(x, 3), stride_of(x, 2),
-                          stride_of(x, 1)};
+static gdn_tensor tensor_of(const struct ggml_tensor *x) {
+    const gdn_tensor y = {x->data, GDN_F32, stride_of(x, 3), stride_of(x, 2), stride_of(x, 1)};
     return y;
 }
 
-/* The states that dst keeps of each sequence: those after its last tokens, the newest first. */
-static ptrdiff_t num_snapshots(const struct ggml_tensor *dst) {
-    const ptrdiff_t tokens = dst->src[VALUE]->ne[2], most = dst->op_params[0];
-    return tokens < most ? tokens : most;
-}
-
-/* dst is outputs, then [snapshots, seqs] states. */
-static float *states_of(const struct ggml_tensor *dst) { return (float *)dst->data + ggml_nelements(dst->src[VALUE]); }
-
-/* `count` tokens, from the snapshot `from` to the snapshot `to`. */
-static gdn_params call_of(const struct ggml_tensor *dst, const int32_t *slots, ptrdiff_t begin, ptrdiff_t count,
-                          ptrdiff_t from, ptrdiff_t to) {
+/* All but the address of the states in dst. */
+static gdn_params params_of(const struct ggml_tensor *dst) {
     struct ggml_tensor *const *src = dst->src;
-    const ptrdiff_t T = src[VALUE]->ne[2], N = src[VALUE]->ne[3], HV = src[VALUE]->ne[1], S = src[VALUE]->ne[0];
-    gdn_params p = {.batch_size = N, .seq_len = count};
+    const ptrdiff_t T = src[VALUE]->ne[2], N = src[VALUE]->ne[3], most = dst->op_params[0];
+    gdn_params p = {.batch_size = N, .seq_len = T};
     gdn_preset(&p, GDN_SYSTEM_GGML);
     p.num_key_heads = src[KEY]->ne[1];
-    p.num_value_heads = HV;
-    p.head_k_dim = p.head_v_dim = S;
-    p.q = tensor_of(src[Q], begin);
-    p.k = tensor_of(src[KEY], begin);
-    p.v = tensor_of(src[VALUE], begin);
-    p.a = tensor_of(src[GATE], begin);
-    p.b = tensor_of(src[BETA], begin);
-    p.o = gdn_out_f32((float *)dst->data + begin * HV * S);
-    p.o.batch_stride = T * HV * S;
+    p.num_value_heads = src[VALUE]->ne[1];
+    p.head_k_dim = p.head_v_dim = src[VALUE]->ne[0];
+    p.q = tensor_of(src[Q]);
+    p.k = tensor_of(src[KEY]);
+    p.v = tensor_of(src[VALUE]);
+    p.a = tensor_of(src[GATE]);
+    p.b = tensor_of(src[BETA]);
+    p.o = gdn_out_f32(dst->data);
     p.is_kda = src[GATE]->ne[0] > 1;
-    p.initial_state_source = gdn_pool_of(states_of(dst), GDN_F32, num_snapshots(dst) * N);
-    p.initial_state_indices = gdn_i32(slots + from * N);
-    p.output_state_indices = gdn_i32(slots + to * N);
+    p.initial_state_source = gdn_pool_of(src[STATE]->data, GDN_F32, N);
+    p.output_state_pool = gdn_pool_of(NULL, GDN_F32, N * (T < most ? T : most));
     return p;
 }
 
-/* The calls of a node, in order, of which the first starts from the oldest snapshot; their number, 0 without memory.
- * What leads to the oldest snapshot is one call, or a few of one token each, which then are faster; every later token
- * is one from a snapshot to the next. */
-static ptrdiff_t set_calls(gdn_stream *stream, const struct ggml_tensor *dst) {
-    const ptrdiff_t T = dst->src[VALUE]->ne[2], snapshots = num_snapshots(dst), oldest = snapshots - 1;
-    const ptrdiff_t first = T - oldest, step = first < SHORT ? 1 : first,
-                    num_slots = snapshots * dst->src[VALUE]->ne[3];
-    stream->calls = room(stream->calls, &stream->calls_size, (size_t)(SHORT + snapshots) * sizeof *stream->calls);
-    stream->slots = room(stream->slots, &stream->slots_size, (size_t)num_slots * sizeof *stream->slots);
-    if (stream->calls == NULL || stream->slots == NULL) return 0;
-    for (ptrdiff_t i = 0; i < num_slots; i++) stream->slots[i] = (int32_t)i;
-
-    ptrdiff_t n = 0;
-    for (ptrdiff_t t = 0; t < first; t += step)
-        stream->calls[n++] = call_of(dst, stream->slots, t, step, oldest, oldest);
-    for (ptrdiff_t t = first; t < T; t++) stream->calls[n++] = call_of(dst, stream->slots, t, 1, T - t, T - t - 1);
-    return n;
-}
-
+/* dst is outputs, then [snapshots, seqs] states: those after the last tokens of each sequence, the newest first. */
 static enum ggml_status gated_delta_net(gdn_stream *stream, const struct ggml_tensor *dst) {
-    const ptrdiff_t num_calls = set_calls(stream, dst);
-    if (num_calls == 0) return GGML_STATUS_ALLOC_FAILED;
-    for (ptrdiff_t i = 0; i < num_calls; i++) {
-        gdn_error error;
-        if (gdn_validate(&stream->calls[i], &error) == GDN_OK) continue;
+    gdn_params p = params_of(dst);
+    gdn_error error;
+    const ptrdiff_t T = p.seq_len, N = p.batch_size, num_states = p.output_state_pool.num_states;
+    const ptrdiff_t num_slots = num_states > N ? N * T : 0; /* one snapshot is the final state */
+    const size_t scratch_size = (gdn_scratch_size(&p) + 63) / 64 * 64;
+    const size_t all_scratch = scratch_size * (size_t)stream->threads;
+    char *memory = memory_for(stream, all_scratch + (size_t)num_slots * sizeof(int32_t));
+    if (memory == NULL) return GGML_STATUS_ALLOC_FAILED;
+    int32_t *slots = (void *)(memory + all_scratch);
+    for (ptrdiff_t i = 0; i < num_slots; i++) {
+        const ptrdiff_t slot = (T - 1 - i % T) * N + i / T;
+        slots[i] = slot < num_states ? (int32_t)slot : -1;
+    }
+    if (num_slots > 0) p.ssm_state_indices = gdn_indices_of(slots, GDN_I32, T);
+    p.output_state_pool.data = (float *)dst->data + ggml_nelements(dst->src[VALUE]);
+    if (gdn_validate(&p, &error) != GDN_OK) {
         fprintf(stderr, "ggml-gdn: %s: %s: %s\n", dst->name, error.argument, gdn_status_text(error.status));
         return GGML_STATUS_FAILED;
     }
-    const gdn_params *calls = stream->calls;
-    const size_t scratch_size = (gdn_scratch_size(calls) + 63) / 64 * 64;
-    stream->scratch = room(stream->scratch, &stream->scratch_size, scratch_size * (size_t)stream->threads);
-    if (stream->scratch == NULL) return GGML_STATUS_ALLOC_FAILED;
-
-    /* A part is the value heads of a key head, which share the work on q and k, or one of them where that were too few
-     * parts. Its states are copied first: what is computed next then finds them in the cache. */
-    const ptrdiff_t H = calls->num_key_heads, HV = calls->num_value_heads, repeat = HV / H, N = calls->batch_size;
-    const ptrdiff_t heads = N * H >= 2 * stream->threads ? repeat : 1, parts = N * HV / heads;
-    const ptrdiff_t items = gdn_num_work_items(calls) / parts, state_size = calls->head_k_dim * calls->head_v_dim;
-    const float *before = dst->src[STATE]->data;
-    float *oldest = states_of(dst) + (num_snapshots(dst) - 1) * N * HV * state_size;
-    char *scratch = stream->scratch;
+    const ptrdiff_t items = gdn_num_work_items(&p);
 #pragma omp parallel num_threads(stream->threads)
     {
-        char *own = scratch + (size_t)omp_get_thread_num() * scratch_size;
-#pragma omp for schedule(dynamic)
-        for (ptrdiff_t part = 0; part < parts; part++) {
-            for (ptrdiff_t i = part * heads; i < (part + 1) * heads; i++) {
-                const ptrdiff_t n = i / HV, head = i % repeat * H + i % HV / repeat; /* tiled */
-                const ptrdiff_t at = (n * HV + head) * state_size;
-                memcpy(oldest + at, before + at, (size_t)state_size * sizeof *oldest);
-            }
-            for (ptrdiff_t i = 0; i < num_calls; i++)
-                gdn_run_work_items(&calls[i], part * items, (part + 1) * items, own, scratch_size);
-        }
+        const ptrdiff_t i = omp_get_thread_num(), count = omp_get_num_threads();
+        gdn_run_work_items(&p, items * i / count, items * (i + 1) / count, memory + (size_t)i * scratch_size,
+                           scratch_size);
     }
     return GGML_STATUS_SUCCESS;
 }
@@ -159,8 +112,9 @@ static bool can_compute(const struct ggml_tensor *dst) {
     for (int i = 0; i < NUM_SOURCES; i++)
         if (dst->src[i] == NULL || !is_float_rows(dst->src[i])) return false;
     const struct ggml_tensor *q = dst->src[Q], *k = dst->src[KEY], *v = dst->src[VALUE];
+    const gdn_params p = params_of(dst);
     return ggml_are_same_shape(q, k) && q->ne[0] == v->ne[0] && q->ne[2] == v->ne[2] && q->ne[3] == v->ne[3] &&
-           v->ne[1] % q->ne[1] == 0 && ggml_is_contiguous(dst->src[STATE]) && ggml_is_contiguous(dst);
+           ggml_is_contiguous(dst->src[STATE]) && ggml_is_contiguous(dst) && gdn_validate_plan(&p, NULL) == GDN_OK;
 }
 
 /* Where this is faster than ggml's own operator (bench_operator.c; README.md has the figures), and by more than what
@@ -171,7 +125,10 @@ static bool is_worth_it(const struct ggml_tensor *dst) {
     return true;
 #else
     const struct ggml_tensor *v = dst->src[VALUE];
-    return (v->ne[0] >= 128 || v->ne[2] >= SHORT) && v->ne[2] * ggml_nelements(dst->src[STATE]) >= 16 * 128 * 128;
+    const int64_t tokens = v->ne[2], states = ggml_nelements(dst->src[STATE]);
+    /* Fewer tokens of more states wait for memory; there ggml's copy of a state, made first, is faster. */
+    const bool waits = tokens < 4 && states > 256 * 128 * 128;
+    return v->ne[0] % 16 == 0 && tokens * states >= 8 * 128 * 128 && !waits;
 #endif
 }
 
@@ -214,9 +171,7 @@ static const char *name_of_backend(ggml_backend_t backend) {
 
 static void free_backend(ggml_backend_t backend) {
     gdn_stream *stream = backend->context;
-    free(stream->calls);
-    free(stream->slots);
-    free(stream->scratch);
+    free(stream->memory);
     free(stream);
     free(backend);
 }
