@@ -3100,7 +3100,9 @@ GDNI_INLINE void gdni_sweep_vk(const gdni_step *x, const gdn_dtype dtype, ptrdif
         for (int j = 0; j < rows && x->next != NULL; j++) gdni_ask_ahead(x, c + j, columns, update);
         gdni_sweep_rows(x, dtype, k_dim, kp, c, rows, update, sums, decays);
     }
+#if GDNI_VK_ROWS > 1 /* else the loop above has them all; unoptimised code for WebAssembly has a limit */
     for (; c < columns; c++) gdni_sweep_rows(x, dtype, k_dim, kp, c, 1, update, sums, decays);
+#endif
 }
 
 /* Vectors in a row of a strip's tile of GDN_STATE_KV: 4, or 2. Narrower, a tile would wait for its own sums. */
