@@ -612,13 +612,15 @@ static void steps(void **state) {
 /* A plan has no addresses: what has a dtype is there. */
 static void plans(void **state) {
     (void)state;
-    static void (*const calls[])(void) = {fixed_length, varlen, identity_slots, two_pools, cached, tree};
+    static void (*const calls[])(void) = {fixed_length, varlen, identity_slots, read_and_written,
+                                         two_pools,    cached, tree,           step_slots};
     gdn_error error;
     for (size_t i = 0; i < COUNT(calls); i++) {
         calls[i]();
         gdn_tensor *const tensors[] = {&p.A_log, &p.a, &p.dt_bias, &p.q, &p.k, &p.v, &p.b};
         gdn_indices *const indices[] = {&p.cu_seqlens, &p.initial_state_indices, &p.output_state_indices,
-                                        &p.intermediate_state_indices, &p.retrieve_parent_token};
+                                        &p.intermediate_state_indices, &p.retrieve_parent_token,
+                                        &p.ssm_state_indices, &p.num_accepted_tokens};
         for (size_t j = 0; j < COUNT(tensors); j++) tensors[j]->data = NULL;
         for (size_t j = 0; j < COUNT(indices); j++) indices[j]->data = NULL;
         p.o.data = p.initial_state_source.data = p.output_state_pool.data = p.intermediate_states_buffer.data = NULL;
@@ -626,7 +628,17 @@ static void plans(void **state) {
         const gdn_params whole = p;
         assert_int_equal(gdn_validate_plan(&p, &error), GDN_OK);
         assert_int_not_equal(gdn_validate(&p, NULL), GDN_OK);
-        p.q.dtype = GDN_DTYPE_NOT_SET; /* absent */
+        p.a.dtype = p.A_log.dtype = p.dt_bias.dtype = p.b.dtype = GDN_DTYPE_NOT_SET; /* absent */
+        assert_int_equal(gdn_validate_plan(&p, &error), GDN_OK);
+        p.v.dtype = p.o.dtype = GDN_DTYPE_NOT_SET, p.homogeneous = true;
+        assert_int_equal(gdn_validate_plan(&p, &error), GDN_OK);
+        p.homogeneous = false;
+        assert_int_equal(gdn_validate_plan(&p, &error), GDN_ERROR_NULL);
+        assert_string_equal(error.argument, "v");
+        p = whole, p.k.dtype = GDN_DTYPE_NOT_SET;
+        assert_int_equal(gdn_validate_plan(&p, &error), GDN_ERROR_NULL);
+        assert_string_equal(error.argument, "k");
+        p = whole, p.q.dtype = GDN_DTYPE_NOT_SET;
         assert_int_equal(gdn_validate_plan(&p, &error), GDN_ERROR_NULL);
         assert_string_equal(error.argument, "q");
         p = whole, p.v.dtype = GDN_F64;
