@@ -501,8 +501,9 @@ GDN_API gdn_status gdn_fused_sigmoid_gating_delta_rule_update(const gdn_params *
 GDN_API gdn_status gdn_validate(const gdn_params *params, gdn_error *error);
 
 /* The same without any address, for planners of graphs: sizes, dtypes, strides and options. An array counts as given
- * where its dtype is set, whatever its data; no pointer is followed. Not checked: what index arrays hold, whether
- * memory overlaps, the size of scratch. Afterwards gdn_num_work_items() needs cu_seqlens.data, if any. */
+ * where its dtype is set, whatever its data; no pointer is followed. Not checked: what index arrays hold, whether the
+ * pools have a slot for each sequence, whether memory overlaps, the size of scratch. gdn_num_work_items() and
+ * gdn_scratch_size() need cu_seqlens.data where there is one. */
 GDN_API gdn_status gdn_validate_plan(const gdn_params *params, gdn_error *error);
 
 /* Number of work items; 0 where gdn_validate() refuses the sizes. Each is one sequence, one value head and 32 columns
@@ -1488,9 +1489,8 @@ static double gdni_reference_softplus(double x) { return x > 0 ? x + log1p(exp(-
 
 static double gdni_reference_decay(const gdn_params *r, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t hv,
                                    ptrdiff_t i) {
-    double a, x, rate, g;
-    if (r->a.data == NULL) return 1;
-    a = gdni_get_f64(gdni_row(&r->a, s, t, hv), r->a.dtype, i);
+    const double a = gdni_get_f64(gdni_row(&r->a, s, t, hv), r->a.dtype, i);
+    double x, rate, g;
     switch (r->gate_input) {
     case GDN_GATE_DECAY: return a;
     case GDN_GATE_LOG: return exp(a);
