@@ -541,8 +541,7 @@ GDN_API gdn_status gdn_preset(gdn_params *params, gdn_system system);
 /* Its name ("sglang"); "?" outside the enumeration. */
 GDN_API const char *gdn_system_name(gdn_system system);
 
-/* Whether this build and this CPU can run `isa` (GDN_ISA_AUTO: always), and which one AUTO picks (where a narrower one
- * is known to be faster for the layout of a call, it runs instead). */
+/* Whether this build and this CPU can run `isa` (GDN_ISA_AUTO: always), and which one AUTO picks. */
 GDN_API bool gdn_isa_supported(gdn_isa isa);
 GDN_API gdn_isa gdn_isa_selected(void);
 GDN_API const char *gdn_isa_name(gdn_isa isa);
@@ -1472,6 +1471,16 @@ static gdni_matrix gdni_pool_matrix(const gdn_state_pool *x, int64_t slot, ptrdi
     return m;
 }
 
+/* Of one head of sequence n: the state it starts from, and where its state after step t goes. */
+static gdni_matrix gdni_start_matrix(const gdn_params *r, const gdni_sequence *s, ptrdiff_t head) {
+    return gdni_pool_matrix(&r->initial_state_source, s->read, head);
+}
+
+static gdni_matrix gdni_step_matrix(const gdn_params *r, const gdni_sequence *s, ptrdiff_t n, ptrdiff_t t,
+                                    ptrdiff_t head) {
+    return gdni_pool_matrix(gdni_output_pool(r), gdni_step_slot(r, s, n, t), head);
+}
+
 static gdni_matrix gdni_cache_matrix(const gdn_params *r, int64_t row, int64_t step, ptrdiff_t head) {
     const gdn_state_cache *x = &r->intermediate_states_buffer;
     gdni_matrix m = {NULL, x->dtype};
@@ -1556,7 +1565,7 @@ static void gdni_reference_item(const gdn_params *r, const gdni_item *x, const g
     const ptrdiff_t c0 = x->c0, c1 = x->c1;
     double *q = scratch, *k = q + k_dim, *decay = k + k_dim, *state = decay + k_dim;
 
-    gdni_reference_state(r, gdni_pool_matrix(&r->initial_state_source, s->read, hv), c0, c1, false, state);
+    gdni_reference_state(r, gdni_start_matrix(r, s, hv), c0, c1, false, state);
     for (ptrdiff_t t = 0; t < s->length; t++) {
         const int64_t parent = gdni_parent(r, s, x->n, t);
         if (parent >= 0) gdni_reference_state(r, gdni_cache_matrix(r, s->row, parent, hv), c0, c1, false, state);
@@ -1576,8 +1585,7 @@ static void gdni_reference_item(const gdn_params *r, const gdni_item *x, const g
             gdni_put_f64(gdni_output_row(r, s, t, hv, c), r->o.dtype, 0, o);
         }
         gdni_reference_state(r, gdni_cache_matrix(r, s->row, t, hv), c0, c1, true, state);
-        gdni_reference_state(r, gdni_pool_matrix(gdni_output_pool(r), gdni_step_slot(r, s, x->n, t), hv), c0, c1, true,
-                             state);
+        gdni_reference_state(r, gdni_step_matrix(r, s, x->n, t, hv), c0, c1, true, state);
     }
 }
 
@@ -2741,7 +2749,7 @@ static void gdni_scale_row(float *x, double factor, ptrdiff_t kp) {
     }
 }
 
-/* Tokens t0 to t0 + count: q, k and q.k. */
+/* Tokens t0 to t0 + count: q and k. */
 #define gdni_prepare_qk GDNI_NAME(prepare_qk)
 static void gdni_prepare_qk(const gdni_run *u, ptrdiff_t t0, ptrdiff_t count) {
     const gdn_params *r = u->r;
@@ -2765,6 +2773,12 @@ static void gdni_prepare_qk(const gdni_run *u, ptrdiff_t t0, ptrdiff_t count) {
             gdni_scale_row(w->q + (t + i) * kp, scale, kp);
         }
     }
+}
+
+/* Their q.k, which chunks have among their scores. */
+#define gdni_prepare_dots GDNI_NAME(prepare_dots)
+static void gdni_prepare_dots(const gdni_workspace *w, ptrdiff_t count) {
+    const ptrdiff_t kp = w->kp, last = count - 1;
     for (ptrdiff_t t = 0; t < count; t += 4) {
         const float *q[4], *k[4];
         double qk[4];
@@ -3224,8 +3238,7 @@ static gdni_place gdni_matrix_place(const gdni_run *u, gdni_matrix m, const gdni
 #define gdni_goal GDNI_NAME(goal)
 static gdni_place gdni_goal(const gdni_run *u, const gdni_strip *x, ptrdiff_t t) {
     const gdni_matrix cache = gdni_cache_matrix(u->r, u->s.row, t, x->value_head);
-    const gdni_matrix pool =
-        gdni_pool_matrix(gdni_output_pool(u->r), gdni_step_slot(u->r, &u->s, u->n, t), x->value_head);
+    const gdni_matrix pool = gdni_step_matrix(u->r, &u->s, u->n, t, x->value_head);
     gdni_place y = {NULL, 0};
     if (cache.data == NULL || pool.data == NULL) y = gdni_matrix_place(u, cache.data == NULL ? pool : cache, x);
     if (y.data != NULL) return y;
@@ -3260,7 +3273,7 @@ static void gdni_run_tile(const gdni_run *u, const gdni_strip *x, ptrdiff_t t0, 
     step.next_pitch = (gdni_vk_states(r) ? r->head_k_dim : r->head_v_dim) * size;
     step.next_bytes = gdni_vk_states(r) ? step.next_pitch : columns * size;
     if (t0 == 0) {
-        gdni_read_state(u, gdni_pool_matrix(&r->initial_state_source, s->read, x->value_head), x, &step);
+        gdni_read_state(u, gdni_start_matrix(r, s, x->value_head), x, &step);
     } else {
         const gdni_place from = gdni_goal(u, x, t0 - 1);
         step.from = from.data, step.from_pitch = from.pitch;
@@ -3289,8 +3302,7 @@ static void gdni_run_tile(const gdni_run *u, const gdni_strip *x, ptrdiff_t t0, 
             step.from = to.data, step.from_pitch = to.pitch;
             if (to.data == (char *)x->tile) {
                 gdni_move(u, gdni_cache_matrix(r, s->row, t0 + t, x->value_head), x, true);
-                gdni_move(u, gdni_pool_matrix(gdni_output_pool(r), gdni_step_slot(r, s, u->n, t0 + t), x->value_head),
-                          x, true);
+                gdni_move(u, gdni_step_matrix(r, s, u->n, t0 + t, x->value_head), x, true);
             }
         }
         t = next;
@@ -3310,7 +3322,7 @@ static const char *gdni_state_at(const gdni_run *u, int strip, ptrdiff_t c) {
     gdni_matrix m;
     if (strip == u->num_strips) u = u->next, strip = 0;
     if (u == NULL) return NULL;
-    m = gdni_pool_matrix(&u->r->initial_state_source, u->s.read, u->strips[strip].value_head);
+    m = gdni_start_matrix(u->r, &u->s, u->strips[strip].value_head);
     c = c > u->strips[strip].c0 ? c : u->strips[strip].c0;
     if (m.data != NULL) m.data += c * (gdni_vk_states(u->r) ? u->r->head_k_dim : 1) * gdni_dtype_size(m.dtype);
     return m.data;
@@ -3322,6 +3334,7 @@ static void gdni_run_block(const gdni_run *u, ptrdiff_t t0) {
     const ptrdiff_t count = gdni_min(w->block, u->s.length - t0), prepared = gdni_min(count + 1, u->s.length - t0);
     const ptrdiff_t width = gdni_tile_width(w);
     gdni_prepare_qk(u, t0, prepared);
+    gdni_prepare_dots(w, prepared);
     gdni_gather_v(u, t0, count, false);
     for (int i = 0; i < u->num_strips; i++) {
         const gdni_strip *x = &u->strips[i];
@@ -3418,8 +3431,8 @@ static void gdni_stream(const gdni_run *u, int i) {
     const gdn_params *r = u->r;
     const gdni_workspace *w = u->w;
     const bool vk = gdni_vk_states(r);
-    const gdni_matrix from = gdni_pool_matrix(&r->initial_state_source, u->s.read, strip->value_head);
-    const gdni_matrix to = gdni_pool_matrix(gdni_output_pool(r), gdni_step_slot(r, &u->s, u->n, 0), strip->value_head);
+    const gdni_matrix from = gdni_start_matrix(r, &u->s, strip->value_head);
+    const gdni_matrix to = gdni_step_matrix(r, &u->s, u->n, 0, strip->value_head);
     const ptrdiff_t size = gdni_dtype_size(from.dtype), column = (vk ? r->head_k_dim : 1) * size;
     gdni_step step;
     memset(&step, 0, sizeof step);
@@ -3463,6 +3476,7 @@ static bool gdni_streams(const gdni_run *u) {
 #define gdni_run_decode GDNI_NAME(run_decode)
 static void gdni_run_decode(const gdni_run *u) {
     gdni_prepare_qk(u, 0, 1);
+    gdni_prepare_dots(u->w, 1);
     gdni_gather_v(u, 0, 1, false);
     for (int i = 0; i < u->num_strips; i++) {
         gdni_prepare_gates(u, u->strips[i].value_head, 0, 1);
@@ -3800,8 +3814,7 @@ static void gdni_chunk_tile(const gdni_run *u, const gdni_strip *x, gdni_chunk *
     const gdn_params *r = u->r;
     const gdni_workspace *w = u->w;
     const ptrdiff_t width = gdni_tile_vectors(x) * GDNI_LANES;
-    if (y->t0 + a == 0)
-        gdni_move_tile(u, gdni_pool_matrix(&r->initial_state_source, u->s.read, x->value_head), x, false);
+    if (y->t0 + a == 0) gdni_move_tile(u, gdni_start_matrix(r, &u->s, x->value_head), x, false);
     for (ptrdiff_t i = 0; i < w->kp * width && w->gate[a] == 0; i += GDNI_LANES)
         gdni_store(x->tile + i, gdni_mul(gdni_set1(0.0f), gdni_load(x->tile + i)));
     for (ptrdiff_t i = a; i < b && r->beta_per_column; i++) {
@@ -3815,9 +3828,7 @@ static void gdni_chunk_tile(const gdni_run *u, const gdni_strip *x, gdni_chunk *
     else
         for (ptrdiff_t c = 0; c < width; c += 2 * GDNI_LANES) gdni_chunk_columns(u, x, y, a, b, c, 2);
     if (y->t0 + b == u->s.length)
-        gdni_move_tile(
-            u, gdni_pool_matrix(gdni_output_pool(r), gdni_step_slot(r, &u->s, u->n, y->t0 + b - 1), x->value_head), x,
-            true);
+        gdni_move_tile(u, gdni_step_matrix(r, &u->s, u->n, y->t0 + b - 1, x->value_head), x, true);
 }
 
 /* 0 where all decays of a row are 0, else 1. */
