@@ -35,16 +35,6 @@ static void any_memory_and_partition(call *c, rng *r) {
     call_free(other);
 }
 
-static void any_pool_to_read(call *c) {
-    if (!call_has(c, CALL_POOL) || c->p.disable_state_update) return;
-    call *one = call_clone_outputs(c, ELEMENT_F32), *two = call_clone(one, &call_layouts[0], GUARD_AFTER);
-    run(one, RUN_WHOLE);
-    run_two_pools(two, c);
-    assert_same(one, two);
-    call_free(two);
-    call_free(one);
-}
-
 static void any_batch(const call *c, rng *r) {
     ptrdiff_t order[16] = {0}, count = call_num_seqs(c), taken = 1 + rng_below(r, count);
     bool same_length = true;
@@ -143,7 +133,7 @@ static void check_call(ptrdiff_t i) {
     run(c, RUN_WHOLE);
     any_instruction_set(c);
     any_memory_and_partition(c, &r);
-    any_pool_to_read(c);
+    run_two_pools(c);
     any_batch(c, &r);
     any_split(c, &r);
     call_free(c);

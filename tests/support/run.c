@@ -137,9 +137,10 @@ void run(call *c, run_how how) {
     assert_writes(c);
 }
 
-void run_two_pools(call *c, const call *states) {
+/* With the initial states read from those of `from`, and all of them written to the pool of c alone. */
+static void read_elsewhere(call *c, const call *from) {
     const gdn_params before = c->p;
-    const strided *initial = &states->array[CALL_INITIAL_POOL];
+    const strided *initial = &from->array[CALL_INITIAL_POOL];
     int64_t starts[64];
     for (ptrdiff_t n = 0; n < call_num_seqs(c); n++) starts[n] = call_start_slot(c, n);
     c->p.output_state_pool = c->p.initial_state_source;
@@ -149,6 +150,16 @@ void run_two_pools(call *c, const call *states) {
     if (!call_has(c, CALL_STEP_SLOTS) && !call_has(c, CALL_OUTPUT_INDICES)) c->p.output_state_indices = gdn_i64(starts);
     run(c, RUN_WHOLE);
     c->p = before;
+}
+
+void run_two_pools(const call *c) {
+    if (!call_has(c, CALL_POOL) || c->p.disable_state_update) return;
+    call *one = call_clone_outputs(c, ELEMENT_F32), *two = call_clone(one, &call_layouts[0], GUARD_AFTER);
+    run(one, RUN_WHOLE);
+    read_elsewhere(two, c);
+    assert_same(one, two);
+    call_free(two);
+    call_free(one);
 }
 
 void run_sequences(const call *c, const ptrdiff_t *sequences, ptrdiff_t count, bool varlen) {

@@ -21,9 +21,9 @@ extern const char *const run_names[RUN_NUM];
 /* Fresh outputs, then the library, with its inputs read-only meanwhile; then assert_writes(). */
 void run(call *c, run_how how);
 
-/* run(), with the initial states read from the other call and all of them written to the pool of this one, which is
- * then one that is only written. */
-void run_two_pools(call *c, const call *states);
+/* Asserts that the call does the same, in float32, where one pool is read and another is written; nothing where it has
+ * no pool to write. */
+void run_two_pools(const call *c);
 
 /* One call of the library, which must succeed. */
 void run_params(const gdn_params *p);
