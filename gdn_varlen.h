@@ -74,7 +74,7 @@
  *     macros                                                      [CONFIGURATION]
  *     types, parameters, functions                                [INTERFACE]
  *     implementation: [COMPILER] [ELEMENTS] [RESOLVING] [VALIDATION] [ITEMS] [REFERENCE] [PADDING] [SCRATCH] [RUNS]
- *                     [TARGETS] [SELECTION] [PUBLIC] [JOINING] [PRESETS] [NAMES] [KERNEL]
+ *                     [TARGETS] [SELECTION] [PUBLIC] [PREPARED] [JOINING] [PRESETS] [NAMES] [KERNEL]
  *
  * CONVENTIONS
  *
@@ -274,7 +274,10 @@ typedef struct gdn_tensor {
     ptrdiff_t batch_stride, token_stride, head_stride;
 } gdn_tensor;
 
-/* The same for the output. */
+/* A stride of inputs, and only of those: everything along that axis is one and the same element. */
+#define GDN_BROADCAST PTRDIFF_MIN
+
+/* The same for what is written. */
 typedef struct gdn_output {
     void *data;
     gdn_dtype dtype;
@@ -297,6 +300,12 @@ typedef struct gdn_state_cache {
     ptrdiff_t num_rows, num_steps;
     ptrdiff_t row_stride, step_stride, head_stride;
 } gdn_state_cache;
+
+/* One byte for each token, [batch, token]. Strides as those of a gdn_tensor without heads. */
+typedef struct gdn_mask {
+    const uint8_t *data;
+    ptrdiff_t batch_stride, token_stride;
+} gdn_mask;
 
 /* One integer, or one row of num_columns integers, for each sequence; data NULL means absent. row_stride is the
  * distance between the rows of two sequences, 0 means contiguous. num_columns matters only to the two-dimensional
@@ -344,6 +353,14 @@ typedef enum gdn_padding {
     GDN_PADDING_LEAVE        /* do not touch them */
 } gdn_padding;
 
+/* What some systems round on the way, a sum of these. Each is a rounding to nearest, ties to even. */
+typedef enum gdn_rounding {
+    GDN_ROUND_QK = 1,       /* q, k and k_read to their own dtypes, after the norm and before the scale */
+    GDN_ROUND_SCALED_Q = 2, /* q to its dtype, after the scale */
+    GDN_ROUND_BETA = 4,     /* beta to the dtype of b */
+    GDN_ROUND_STATE = 8     /* the state to the dtype of the pool that is written, or else read, after every token */
+} gdn_rounding;
+
 typedef enum gdn_compute {
     GDN_COMPUTE_F32 = 0,   /* float32, token by token */
     GDN_COMPUTE_F64,       /* the oracle */
@@ -388,6 +405,11 @@ typedef struct gdn_params {
     gdn_tensor v;       /* [B,T,HV,V] */
     gdn_tensor b;       /* [B,T,HV]; beta_per_column: [B,T,HV,V]; absent: beta = 1 */
 
+    /* Inputs of few systems, all optional. */
+    gdn_tensor k_read;   /* [B,T,H,K] the key that reads, d = beta (v - k_read^T S), normalised like k; absent: k */
+    gdn_tensor gv;       /* [B,T,HV,V] log decay of each column of V, besides that of `a` */
+    gdn_mask token_mask; /* [B,T] 0: the token changes no state and its row of o is not written */
+
     /* Output [B,T,HV,V], with its own dtype. */
     gdn_output o;
 
@@ -407,16 +429,22 @@ typedef struct gdn_params {
     int64_t null_slot;
     bool disable_state_update; /* the pool is only read */
 
-    /* State after every step, for verifying drafts. Row of sequence n: intermediate_state_indices[n] (absent: n;
-     * negative: not cached). With retrieve_parent_token [N, steps], step s > 0 of a cached sequence starts from
-     * the cached state of step parent[s], 0 <= parent[s] < s, as stored (parent[0] is not read). */
+    /* The states after steps, for verifying drafts and for prefix caches, beside the final one. A step is step_interval
+     * tokens (0: 1), counted from the sequence's first in this call; the tokens after the last whole step belong to
+     * none.
+     *
+     * In a cache: row intermediate_state_indices[n] (absent: n; negative: not cached), one column for each step. With
+     * retrieve_parent_token [N, steps] and steps of one token, step s > 0 of a cached sequence starts from the cached
+     * state of step parent[s], 0 <= parent[s] < s, as stored (parent[0] is not read). */
+    ptrdiff_t step_interval;
     gdn_state_cache intermediate_states_buffer;
     gdn_indices intermediate_state_indices;
     gdn_indices retrieve_parent_token;
 
-    /* Or one slot for each step [N, steps] (negative: not stored), of the pool that is written, in place of
-     * output_state_indices. The sequence starts from slot initial_state_indices[n]; absent, where there is one pool:
-     * from slot ssm_state_indices[n, num_accepted_tokens[n] - 1], or [n, 0] (negative: padding). */
+    /* Or, or besides, in slots of the pool that is written, [N, steps] (negative: not stored). The final state is then
+     * written only where output_state_indices says. Without initial_state_indices and a second pool, and with steps of
+     * one token, the sequence starts from slot ssm_state_indices[n, num_accepted_tokens[n] - 1], or [n, 0]; a negative
+     * one there is padding. */
     gdn_indices ssm_state_indices;
     gdn_indices num_accepted_tokens; /* [N], each in [1, steps] */
 
@@ -435,9 +463,11 @@ typedef struct gdn_params {
     bool beta_per_column;  /* b is [..,HV,V] */
     bool allow_neg_eigval; /* beta is doubled (OLMo-Hybrid) */
     gdn_head_map head_map;
+    bool read_before_decay; /* d = beta (v - k_read^T S) reads S as it is before the token's decay (Comba) */
+    unsigned rounding;      /* gdn_rounding, a sum */
 
-    /* The state alone, with v = 0: S_end = M S_start, see [SEGMENTS]. v and o must be absent, and beta_per_column unset
-     * (M would differ from column to column). */
+    /* The state alone, with v = 0: S_end = M S_start, see [SEGMENTS]. v, o and gv must be absent, and beta_per_column
+     * unset (M would differ from column to column). */
     bool homogeneous;
 
     /* How to compute. */
@@ -520,6 +550,17 @@ GDN_API size_t gdn_scratch_size(const gdn_params *params);
  * or GDN_ERROR_ISA. */
 GDN_API gdn_status gdn_run_work_items(const gdn_params *params, ptrdiff_t first, ptrdiff_t last, void *scratch,
                                       size_t scratch_size);
+
+/* What the operator computes of its inputs before the recurrence, in the bits that it uses: those whose data is given,
+ * each from its own input, which then must be there; v, gv, token_mask, o, states and indices are not looked at. All
+ * tokens of the tensors, on the calling thread; scratch as in the operator. What is written may overlap nothing else.
+ * Returns what gdn_validate() does, with the names of the results as "results.g". Thread safety: reentrant. */
+typedef struct gdn_prepared {
+    gdn_output g, decay;     /* [B,T,HV]; is_kda: [B,T,HV,K]: the log decay (not under GDN_GATE_DECAY); exp(g) */
+    gdn_output beta;         /* [B,T,HV]; beta_per_column: [B,T,HV,V] */
+    gdn_output q, k, k_read; /* [B,T,H,K] normalised, q scaled */
+} gdn_prepared;
+GDN_API gdn_status gdn_prepare(const gdn_params *params, const gdn_prepared *results, gdn_error *error);
 
 /* result += transition * state, for each of `count` heads: the state after a segment that starts from `state`, where
  * `result` holds its B; with `result` zeroed and the M of an earlier segment as `state`, the M of both. `transition`
@@ -842,6 +883,13 @@ GDNI_INLINE void gdni_put_f64(void *data, gdn_dtype dtype, ptrdiff_t i, double x
         gdni_put_f32(data, dtype, i, dtype == GDN_F32 ? (float)x : gdni_round_to_odd(x));
 }
 
+/* x as a tensor of that dtype would hold it. */
+static double gdni_round_f64(double x, gdn_dtype dtype) {
+    double y;
+    gdni_put_f64(&y, dtype, 0, x);
+    return gdni_get_f64(&y, dtype, 0);
+}
+
 static int64_t gdni_get_index(const gdn_indices *x, ptrdiff_t row, ptrdiff_t column) {
     const char *data = (const char *)x->data;
     const ptrdiff_t i = row * x->row_stride + column;
@@ -881,13 +929,37 @@ static ptrdiff_t gdni_state_size(const gdn_params *p) { return gdni_size_mul(p->
 
 static void gdni_resolve_strides(const gdn_params *p, ptrdiff_t heads, ptrdiff_t width, ptrdiff_t *batch,
                                  ptrdiff_t *token, ptrdiff_t *head) {
+    ptrdiff_t inner = width;
     if (*head == 0) *head = width;
-    if (*token == 0) *token = gdni_size_mul(heads, *head);
-    if (*batch == 0) *batch = gdni_size_mul(p->seq_len, *token);
+    if (*head != GDN_BROADCAST) inner = gdni_size_mul(heads, *head);
+    if (*token == 0) *token = inner;
+    if (*token != GDN_BROADCAST) inner = gdni_size_mul(p->seq_len, *token);
+    if (*batch == 0) *batch = inner;
+}
+
+/* In resolved parameters a stride of 0 is no distance. */
+static void gdni_resolve_broadcast(ptrdiff_t *stride) {
+    if (*stride == GDN_BROADCAST) *stride = 0;
 }
 
 static void gdni_resolve_tensor(const gdn_params *p, gdn_tensor *x, ptrdiff_t heads, ptrdiff_t width) {
     gdni_resolve_strides(p, heads, width, &x->batch_stride, &x->token_stride, &x->head_stride);
+    gdni_resolve_broadcast(&x->batch_stride);
+    gdni_resolve_broadcast(&x->token_stride);
+    gdni_resolve_broadcast(&x->head_stride);
+}
+
+/* One number or row for each value head. */
+static void gdni_resolve_heads(gdn_tensor *x, ptrdiff_t width) {
+    if (x->head_stride == 0) x->head_stride = width;
+    gdni_resolve_broadcast(&x->head_stride);
+}
+
+static void gdni_resolve_mask(const gdn_params *p, gdn_mask *x) {
+    ptrdiff_t one = GDN_BROADCAST;
+    gdni_resolve_strides(p, 1, 1, &x->batch_stride, &x->token_stride, &one);
+    gdni_resolve_broadcast(&x->batch_stride);
+    gdni_resolve_broadcast(&x->token_stride);
 }
 
 static void gdni_resolve_indices(gdn_indices *x, bool two_dimensional) {
@@ -911,9 +983,13 @@ static gdn_params gdni_resolve(const gdn_params *params) {
     gdni_resolve_tensor(&r, &r.v, hv, v);
     gdni_resolve_tensor(&r, &r.a, hv, r.is_kda ? k : 1);
     gdni_resolve_tensor(&r, &r.b, hv, r.beta_per_column ? v : 1);
+    gdni_resolve_tensor(&r, &r.k_read, h, k);
+    gdni_resolve_tensor(&r, &r.gv, hv, v);
+    gdni_resolve_mask(&r, &r.token_mask);
     gdni_resolve_strides(&r, hv, v, &r.o.batch_stride, &r.o.token_stride, &r.o.head_stride);
-    if (r.A_log.head_stride == 0) r.A_log.head_stride = 1;
-    if (r.dt_bias.head_stride == 0) r.dt_bias.head_stride = r.is_kda ? k : 1;
+    gdni_resolve_heads(&r.A_log, 1);
+    gdni_resolve_heads(&r.dt_bias, r.is_kda ? k : 1);
+    if (r.step_interval == 0) r.step_interval = 1;
     gdni_resolve_pool(&r, &r.initial_state_source);
     gdni_resolve_pool(&r, &r.output_state_pool);
     if (cache->head_stride == 0) cache->head_stride = gdni_state_size(&r);
@@ -933,15 +1009,15 @@ static gdn_params gdni_resolve(const gdn_params *params) {
     return r;
 }
 
-static gdn_tensor gdni_output_tensor(const gdn_params *r) {
-    const gdn_tensor o = {r->o.data, r->o.dtype, r->o.batch_stride, r->o.token_stride, r->o.head_stride};
-    return o;
+static gdn_tensor gdni_output_tensor(const gdn_output *o) {
+    const gdn_tensor x = {o->data, o->dtype, o->batch_stride, o->token_stride, o->head_stride};
+    return x;
 }
 
 /* One sequence: where its tokens are, which slots it uses. */
 typedef struct gdni_sequence {
     ptrdiff_t batch, begin, length;
-    int64_t read, write, row; /* pool slots and cache row; -1: none. Per-step slots have no `write` */
+    int64_t read, write, row; /* slot to start from, slot of the final state, cache row; -1: none */
     bool padding;             /* its index is negative or the null slot */
 } gdni_sequence;
 
@@ -950,6 +1026,11 @@ static int64_t gdni_slot(const gdn_params *r, int64_t slot) {
 }
 
 static bool gdni_two_pools(const gdn_params *r) { return r->output_state_pool.data != NULL; }
+
+/* Whether the slots of the steps also say where a sequence starts. */
+static bool gdni_starts_at_step(const gdn_params *r) {
+    return r->ssm_state_indices.data != NULL && r->initial_state_indices.data == NULL && !gdni_two_pools(r);
+}
 
 /* The pool that is written, if any is. */
 static const gdn_state_pool *gdni_output_pool(const gdn_params *r) {
@@ -971,7 +1052,7 @@ static gdni_sequence gdni_get_sequence(const gdn_params *r, ptrdiff_t n) {
         const bool accepted = r->num_accepted_tokens.data != NULL && s.length > 0;
         if (r->initial_state_indices.data != NULL)
             s.read = gdni_slot(r, gdni_get_index(&r->initial_state_indices, n, 0));
-        else if (r->ssm_state_indices.data == NULL || gdni_two_pools(r))
+        else if (!gdni_starts_at_step(r))
             s.read = n;
         else
             s.read = gdni_slot(
@@ -979,10 +1060,10 @@ static gdni_sequence gdni_get_sequence(const gdn_params *r, ptrdiff_t n) {
                                   accepted ? (ptrdiff_t)gdni_get_index(&r->num_accepted_tokens, n, 0) - 1 : 0));
         s.padding = s.read < 0;
     }
-    if (gdni_writes_pool(r) && !s.padding && r->ssm_state_indices.data == NULL) {
+    if (gdni_writes_pool(r) && !s.padding) {
         if (r->output_state_indices.data != NULL)
             s.write = gdni_slot(r, gdni_get_index(&r->output_state_indices, n, 0));
-        else
+        else if (r->ssm_state_indices.data == NULL)
             s.write = gdni_two_pools(r) ? n : s.read;
     }
     if (r->intermediate_states_buffer.data != NULL) {
@@ -992,11 +1073,25 @@ static gdni_sequence gdni_get_sequence(const gdn_params *r, ptrdiff_t n) {
     return s;
 }
 
-/* The pool slot that receives the state after step t of a non-empty sequence; -1: none. */
-static int64_t gdni_step_slot(const gdn_params *r, const gdni_sequence *s, ptrdiff_t n, ptrdiff_t t) {
-    if (r->ssm_state_indices.data == NULL) return t == s->length - 1 ? s->write : -1;
-    if (s->padding || !gdni_writes_pool(r)) return -1;
-    return gdni_slot(r, gdni_get_index(&r->ssm_state_indices, n, t));
+/* The step that token t ends; -1: none. */
+static ptrdiff_t gdni_step(const gdn_params *r, ptrdiff_t t) {
+    return (t + 1) % r->step_interval == 0 ? (t + 1) / r->step_interval - 1 : -1;
+}
+
+/* The steps of a sequence whose states go into slots. */
+static ptrdiff_t gdni_num_step_slots(const gdn_params *r, const gdni_sequence *s) {
+    return r->ssm_state_indices.data == NULL || s->padding || !gdni_writes_pool(r) ? 0 : s->length / r->step_interval;
+}
+
+/* The slot of a step; behind the last one, that of the final state; -1: none. */
+static int64_t gdni_written_slot(const gdn_params *r, const gdni_sequence *s, ptrdiff_t n, ptrdiff_t step) {
+    if (step >= gdni_num_step_slots(r, s)) return s->write;
+    return gdni_slot(r, gdni_get_index(&r->ssm_state_indices, n, step));
+}
+
+static bool gdni_masked(const gdn_params *r, const gdni_sequence *s, ptrdiff_t t) {
+    const gdn_mask *x = &r->token_mask;
+    return x->data != NULL && x->data[s->batch * x->batch_stride + (s->begin + t) * x->token_stride] == 0;
 }
 
 /* The step whose cached state step t starts from; -1: the step before it. */
@@ -1032,7 +1127,7 @@ typedef struct gdni_array {
     ptrdiff_t bytes; /* from the first element to the last */
 } gdni_array;
 
-enum { GDNI_NUM_ARRAYS = 19 };
+enum { GDNI_NUM_ARRAYS = 22 };
 
 static ptrdiff_t gdni_scratch_bytes(const gdn_params *r);
 
@@ -1045,6 +1140,8 @@ static gdni_array gdni_tensor_array(const gdn_params *r, const char *name, const
     gdni_array y = {name, x->data, gdni_element(r, x->dtype), {0, 0, 0}, {0, 0, 0}, width, required, false, 0};
     y.size[0] = batch, y.size[1] = tokens, y.size[2] = heads;
     y.stride[0] = x->batch_stride, y.stride[1] = x->token_stride, y.stride[2] = x->head_stride;
+    for (int i = 0; i < 3; i++)
+        if (y.stride[i] == 0 && y.size[i] > 1) y.size[i] = 1; /* GDN_BROADCAST */
     return y;
 }
 
@@ -1070,10 +1167,12 @@ static void gdni_list_arrays(const gdn_params *r, gdni_array *x) {
     /* Scratch that is too small is refused later, as such. */
     const ptrdiff_t needed = gdni_scratch_bytes(r), bytes = (size_t)needed > r->scratch_size ? 0 : needed;
     const gdni_array scratch = {"scratch", r->scratch, 1, {1, 1, 1}, {0, 0, 0}, bytes, false, true, 0};
-    const gdn_tensor o = gdni_output_tensor(r);
+    const gdn_tensor o = gdni_output_tensor(&r->o);
     const gdn_tensor states = {pool->data, pool->dtype, 0, pool->slot_stride, pool->head_stride};
     const gdn_tensor outputs = {output->data, output->dtype, 0, output->slot_stride, output->head_stride};
     const gdn_tensor steps = {cache->data, cache->dtype, cache->row_stride, cache->step_stride, cache->head_stride};
+    const gdn_tensor mask = {r->token_mask.data, GDN_DTYPE_NOT_SET, r->token_mask.batch_stride,
+                             r->token_mask.token_stride, 0};
     *x++ = gdni_tensor_array(r, "A_log", &r->A_log, 1, 1, hv, 1, raw && !r->has_lower_bound);
     *x++ = gdni_tensor_array(r, "a", &r->a, b, t, hv, gates, false);
     *x++ = gdni_tensor_array(r, "dt_bias", &r->dt_bias, 1, 1, hv, gates, false);
@@ -1081,6 +1180,10 @@ static void gdni_list_arrays(const gdn_params *r, gdni_array *x) {
     *x++ = gdni_tensor_array(r, "k", &r->k, b, t, h, k, any);
     *x++ = gdni_tensor_array(r, "v", &r->v, b, t, hv, v, values);
     *x++ = gdni_tensor_array(r, "b", &r->b, b, t, hv, betas, false);
+    *x++ = gdni_tensor_array(r, "k_read", &r->k_read, b, t, h, k, false);
+    *x++ = gdni_tensor_array(r, "gv", &r->gv, b, t, hv, v, false);
+    *x = gdni_tensor_array(r, "token_mask", &mask, b, t, 1, 1, false);
+    x++->element = 1;
     *x = gdni_tensor_array(r, "o", &o, b, t, hv, v, values);
     x++->written = true;
     *x = gdni_tensor_array(r, "intermediate_states_buffer", &steps, cache->num_rows, cache->num_steps, hv, matrix,
@@ -1123,6 +1226,7 @@ static gdn_status gdni_check_sizes(const gdn_params *p, gdn_error *error) {
     GDNI_REFUSE(SIZE, "intermediate_states_buffer",
                 p->intermediate_states_buffer.data != NULL &&
                     (p->intermediate_states_buffer.num_rows < 1 || p->intermediate_states_buffer.num_steps < 1));
+    GDNI_REFUSE(SIZE, "step_interval", p->step_interval < 0);
     GDNI_REFUSE(SIZE, "retrieve_parent_token",
                 p->retrieve_parent_token.data != NULL && p->retrieve_parent_token.num_columns < 1);
     GDNI_REFUSE(SIZE, "ssm_state_indices", p->ssm_state_indices.data != NULL && p->ssm_state_indices.num_columns < 1);
@@ -1149,6 +1253,7 @@ static gdn_status gdni_check_options(const gdn_params *r, gdn_error *error) {
 #undef GDNI_ONE_OF
 #undef GDNI_CASE
     /* clang-format on */
+    GDNI_REFUSE(ENUM, "rounding", r->rounding > 2 * GDN_ROUND_STATE - 1);
     GDNI_REFUSE(ENUM, "isa", (int)r->isa < 0 || (int)r->isa >= GDN_NUM_ISAS);
     GDNI_REFUSE(ENUM, "state_layout", states && r->state_layout == GDN_STATE_LAYOUT_NOT_SET);
 
@@ -1165,16 +1270,15 @@ static gdn_status gdni_check_options(const gdn_params *r, gdn_error *error) {
                     (r->A_log.data != NULL || r->dt_bias.data != NULL));
     GDNI_REFUSE(COMBINATION, "beta_per_column", r->beta_per_column && r->b.data == NULL);
     GDNI_REFUSE(COMBINATION, "homogeneous",
-                r->homogeneous && (r->v.data != NULL || r->o.data != NULL || r->beta_per_column));
-    GDNI_REFUSE(COMBINATION, "num_accepted_tokens",
-                r->num_accepted_tokens.data != NULL &&
-                    (r->ssm_state_indices.data == NULL || gdni_two_pools(r) || r->initial_state_indices.data != NULL));
-    GDNI_REFUSE(COMBINATION, "ssm_state_indices",
-                r->ssm_state_indices.data != NULL && r->output_state_indices.data != NULL);
+                r->homogeneous && (r->v.data != NULL || r->o.data != NULL || r->gv.data != NULL || r->beta_per_column));
+    GDNI_REFUSE(COMBINATION, "read_before_decay", r->read_before_decay && r->gv.data != NULL);
+    GDNI_REFUSE(COMBINATION, "num_accepted_tokens", r->num_accepted_tokens.data != NULL && !gdni_starts_at_step(r));
+    GDNI_REFUSE(COMBINATION, "step_interval",
+                r->step_interval > 1 && (r->retrieve_parent_token.data != NULL || gdni_starts_at_step(r)));
     GDNI_REFUSE(COMBINATION, "null_slot",
                 r->has_null_slot && r->initial_state_source.data != NULL && r->initial_state_indices.data == NULL &&
-                    (r->ssm_state_indices.data == NULL || gdni_two_pools(r)) && r->null_slot >= 0 &&
-                    r->null_slot < r->num_seqs);
+                    !gdni_starts_at_step(r) && r->null_slot >= 0 && r->null_slot < r->num_seqs);
+    GDNI_REFUSE(COMBINATION, "rounding", (r->rounding & GDN_ROUND_STATE) != 0 && gdni_output_pool(r)->data == NULL);
     GDNI_REFUSE(COMBINATION, "disable_state_update", r->disable_state_update && gdni_two_pools(r));
     GDNI_REFUSE(NULL, "initial_state_source",
                 r->initial_state_source.data == NULL && r->initial_state_indices.data != NULL);
@@ -1226,15 +1330,13 @@ static bool gdni_disjoint(const gdni_array *x, const gdni_array *y) {
 }
 
 /* `memory`: where the arrays lie is looked at, too. */
-static gdn_status gdni_check_arrays(const gdn_params *r, bool memory, gdn_error *error) {
-    gdni_array x[GDNI_NUM_ARRAYS];
-    gdni_list_arrays(r, x);
-    for (int i = 0; i < GDNI_NUM_ARRAYS; i++) GDNI_TRY(gdni_check_array(&x[i], error));
+static gdn_status gdni_check_arrays(const gdn_params *r, gdni_array *x, int count, bool memory, gdn_error *error) {
+    for (int i = 0; i < count; i++) GDNI_TRY(gdni_check_array(&x[i], error));
     GDNI_REFUSE(STRIDE, "A_log", r->A_log.data != NULL && (r->A_log.batch_stride != 0 || r->A_log.token_stride != 0));
     GDNI_REFUSE(STRIDE, "dt_bias",
                 r->dt_bias.data != NULL && (r->dt_bias.batch_stride != 0 || r->dt_bias.token_stride != 0));
-    for (int i = 0; i < GDNI_NUM_ARRAYS; i++) /* of two that are written, the first is named */
-        for (int j = 0; j < GDNI_NUM_ARRAYS && memory && x[i].written; j++)
+    for (int i = 0; i < count; i++) /* of two that are written, the first is named */
+        for (int j = 0; j < count && memory && x[i].written; j++)
             if (i != j && x[i].data != NULL && x[j].data != NULL && !gdni_disjoint(&x[i], &x[j]))
                 return gdni_fail(error, GDN_ERROR_OVERLAP, x[i].name);
     return GDN_OK;
@@ -1278,10 +1380,10 @@ static gdn_status gdni_check_steps(const gdn_params *r, gdn_error *error) {
                 return gdni_fail_at(error, GDN_ERROR_INDEX, "num_accepted_tokens", n, -1);
         }
         s = gdni_get_sequence(r, n);
-        if (slot_list->data != NULL && s.length > slot_list->num_columns)
+        if (slot_list->data != NULL && s.length / r->step_interval > slot_list->num_columns)
             return gdni_fail_at(error, GDN_ERROR_SIZE, "ssm_state_indices", n, -1);
         if (s.row < 0) continue;
-        if (s.length > r->intermediate_states_buffer.num_steps)
+        if (s.length / r->step_interval > r->intermediate_states_buffer.num_steps)
             return gdni_fail_at(error, GDN_ERROR_SIZE, "intermediate_states_buffer", n, -1);
         if (parents->data == NULL) continue;
         if (s.length > parents->num_columns) return gdni_fail_at(error, GDN_ERROR_SIZE, "retrieve_parent_token", n, -1);
@@ -1294,40 +1396,41 @@ static gdn_status gdni_check_steps(const gdn_params *r, gdn_error *error) {
     return GDN_OK;
 }
 
-/* The first step after which a sequence may write a slot: the last one, except with per-step slots. */
-static ptrdiff_t gdni_first_write(const gdn_params *r, const gdni_sequence *s) {
-    return s->length == 0 || r->ssm_state_indices.data != NULL ? 0 : s->length - 1;
-}
-
-/* First t at which sequence n writes `slot`, or -1. */
+/* The step after which sequence n writes `slot` first, see gdni_written_slot(), or -1. */
 static ptrdiff_t gdni_find_write(const gdn_params *r, ptrdiff_t n, int64_t slot) {
     const gdni_sequence s = gdni_get_sequence(r, n);
-    for (ptrdiff_t t = gdni_first_write(r, &s); t < s.length; t++)
-        if (gdni_step_slot(r, &s, n, t) == slot) return t;
+    for (ptrdiff_t step = 0; s.length > 0 && step <= gdni_num_step_slots(r, &s); step++)
+        if (gdni_written_slot(r, &s, n, step) == slot) return step;
     return -1;
 }
 
-/* Sequence n writes `slot` at step t, or reads it (t = -1), and another one writes it. The later of the two is named,
- * by its own index array. */
-static gdn_status gdni_conflict(const gdn_params *r, ptrdiff_t n, ptrdiff_t t, int64_t slot, gdn_error *error) {
-    const bool steps = r->ssm_state_indices.data != NULL, reads = t < 0;
-    const bool start = reads && r->initial_state_indices.data != NULL; /* read by that array, in either case */
-    const bool accepted = reads && r->num_accepted_tokens.data != NULL;
-    ptrdiff_t m = 0, m_step, place = n, other;
-    const char *name;
-    while (m == n || (m_step = gdni_find_write(r, m, slot)) < 0) m++;
-    other = steps ? m * r->ssm_state_indices.num_columns + m_step : m;
-    if (steps && !start) {
-        const ptrdiff_t first = accepted ? (ptrdiff_t)gdni_get_index(&r->num_accepted_tokens, n, 0) - 1 : 0;
-        place = n * r->ssm_state_indices.num_columns + (reads ? first : t);
+/* Where the caller says which slot sequence n uses: after a step, or (-1) to start from. */
+static ptrdiff_t gdni_place_of_slot(const gdn_params *r, ptrdiff_t n, ptrdiff_t step, const char **name) {
+    const gdni_sequence s = gdni_get_sequence(r, n);
+    ptrdiff_t column = step;
+    if (step >= gdni_num_step_slots(r, &s) && r->output_state_indices.data != NULL) {
+        *name = "output_state_indices";
+        return n;
     }
-    if (steps && !(start && n > m))
-        name = "ssm_state_indices";
-    else if ((!reads || n < m) && r->output_state_indices.data != NULL)
-        name = "output_state_indices";
-    else
-        name = r->initial_state_indices.data != NULL ? "initial_state_indices" : "initial_state_source";
-    return gdni_fail_at(error, GDN_ERROR_CONFLICT, name, n > m ? place : other, n > m ? other : place);
+    if (step < 0 && r->num_accepted_tokens.data != NULL)
+        column = (ptrdiff_t)gdni_get_index(&r->num_accepted_tokens, n, 0) - 1;
+    if (step < 0 ? gdni_starts_at_step(r) : step < gdni_num_step_slots(r, &s)) {
+        *name = "ssm_state_indices";
+        return n * r->ssm_state_indices.num_columns + (column < 0 ? 0 : column);
+    }
+    *name = r->initial_state_indices.data != NULL ? "initial_state_indices" : "initial_state_source";
+    return n;
+}
+
+/* Sequence n uses `slot` at a step, as above, and another one writes it. The later of the two is named. */
+static gdn_status gdni_conflict(const gdn_params *r, ptrdiff_t n, ptrdiff_t step, int64_t slot, gdn_error *error) {
+    ptrdiff_t m = 0, m_step, place, other;
+    const char *name, *other_name;
+    while (m == n || (m_step = gdni_find_write(r, m, slot)) < 0) m++;
+    place = gdni_place_of_slot(r, n, step, &name);
+    other = gdni_place_of_slot(r, m, m_step, &other_name);
+    if (n > m) return gdni_fail_at(error, GDN_ERROR_CONFLICT, name, place, other);
+    return gdni_fail_at(error, GDN_ERROR_CONFLICT, other_name, other, place);
 }
 
 /* Which of the slots from `first` on are written, a window of them at a time. */
@@ -1361,11 +1464,11 @@ static gdn_status gdni_check_slots(const gdn_params *r, gdn_error *error) {
         gdni_open_window(&window, first);
         for (ptrdiff_t n = 0; n < r->num_seqs; n++) {
             const gdni_sequence s = gdni_get_sequence(r, n);
-            for (ptrdiff_t t = gdni_first_write(r, &s); t < s.length; t++)
-                if (gdni_marked(&window, gdni_step_slot(r, &s, n, t)))
-                    return gdni_conflict(r, n, t, gdni_step_slot(r, &s, n, t), error);
-            for (ptrdiff_t t = gdni_first_write(r, &s); t < s.length; t++)
-                gdni_mark(&window, gdni_step_slot(r, &s, n, t));
+            const ptrdiff_t writes = s.length == 0 ? 0 : gdni_num_step_slots(r, &s) + 1;
+            for (ptrdiff_t step = 0; step < writes; step++)
+                if (gdni_marked(&window, gdni_written_slot(r, &s, n, step)))
+                    return gdni_conflict(r, n, step, gdni_written_slot(r, &s, n, step), error);
+            for (ptrdiff_t step = 0; step < writes; step++) gdni_mark(&window, gdni_written_slot(r, &s, n, step));
         }
         for (ptrdiff_t n = 0; n < r->num_seqs && !gdni_two_pools(r); n++) {
             const gdni_sequence s = gdni_get_sequence(r, n);
@@ -1396,7 +1499,7 @@ static gdn_status gdni_check_rows(const gdn_params *r, gdn_error *error) {
 }
 
 static gdn_status gdni_check_sequences(const gdn_params *r, gdn_error *error) {
-    const bool steps = r->ssm_state_indices.data != NULL, two = gdni_two_pools(r);
+    const bool two = gdni_two_pools(r);
     const ptrdiff_t num_slots = r->initial_state_source.num_states, outputs = gdni_output_pool(r)->num_states;
     const ptrdiff_t rows = r->intermediate_states_buffer.num_rows;
     const struct {
@@ -1405,8 +1508,10 @@ static gdn_status gdni_check_sequences(const gdn_params *r, gdn_error *error) {
         ptrdiff_t end;
     } places[] = {
         {"initial_state_source",
-         r->initial_state_source.data != NULL && r->initial_state_indices.data == NULL && (two || !steps), num_slots},
-        {"output_state_pool", two && r->output_state_indices.data == NULL && !steps, outputs},
+         r->initial_state_source.data != NULL && r->initial_state_indices.data == NULL && !gdni_starts_at_step(r),
+         num_slots},
+        {"output_state_pool", two && r->output_state_indices.data == NULL && r->ssm_state_indices.data == NULL,
+         outputs},
         {"intermediate_states_buffer",
          r->intermediate_states_buffer.data != NULL && r->intermediate_state_indices.data == NULL, rows},
     };
@@ -1451,10 +1556,19 @@ static const void *gdni_row(const gdn_tensor *x, const gdni_sequence *s, ptrdiff
     return (const char *)x->data + gdni_offset(x, s, t, head) * gdni_dtype_size(x->dtype);
 }
 
-/* The row of the output, from column c on. */
+/* A row that is written, from element c on. */
+static char *gdni_written_row(const gdn_output *x, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t head, ptrdiff_t c) {
+    const gdn_tensor y = gdni_output_tensor(x);
+    return (char *)x->data + (gdni_offset(&y, s, t, head) + c) * gdni_dtype_size(y.dtype);
+}
+
 static char *gdni_output_row(const gdn_params *r, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t head, ptrdiff_t c) {
-    const gdn_tensor o = gdni_output_tensor(r);
-    return (char *)r->o.data + (gdni_offset(&o, s, t, head) + c) * gdni_dtype_size(o.dtype);
+    return gdni_written_row(&r->o, s, t, head, c);
+}
+
+/* Whether states are never swept where they lie: something is done to them between two tokens. */
+static bool gdni_in_tiles(const gdn_params *r) {
+    return r->gv.data != NULL || r->token_mask.data != NULL || (r->rounding & GDN_ROUND_STATE) != 0;
 }
 
 /* One state matrix, in a pool or in the step cache; data NULL: zeros to read, nowhere to write. */
@@ -1471,16 +1585,6 @@ static gdni_matrix gdni_pool_matrix(const gdn_state_pool *x, int64_t slot, ptrdi
     return m;
 }
 
-/* Of one head of sequence n: the state it starts from, and where its state after step t goes. */
-static gdni_matrix gdni_start_matrix(const gdn_params *r, const gdni_sequence *s, ptrdiff_t head) {
-    return gdni_pool_matrix(&r->initial_state_source, s->read, head);
-}
-
-static gdni_matrix gdni_step_matrix(const gdn_params *r, const gdni_sequence *s, ptrdiff_t n, ptrdiff_t t,
-                                    ptrdiff_t head) {
-    return gdni_pool_matrix(gdni_output_pool(r), gdni_step_slot(r, s, n, t), head);
-}
-
 static gdni_matrix gdni_cache_matrix(const gdn_params *r, int64_t row, int64_t step, ptrdiff_t head) {
     const gdn_state_cache *x = &r->intermediate_states_buffer;
     gdni_matrix m = {NULL, x->dtype};
@@ -1491,30 +1595,59 @@ static gdni_matrix gdni_cache_matrix(const gdn_params *r, int64_t row, int64_t s
     return m;
 }
 
+/* The state that a head of a sequence starts from. */
+static gdni_matrix gdni_start_matrix(const gdn_params *r, const gdni_sequence *s, ptrdiff_t head) {
+    return gdni_pool_matrix(&r->initial_state_source, s->read, head);
+}
+
+/* Where the state of a head goes after token t of sequence n: the cache, the slot of a step, the slot of the final
+ * state. Returns how many of them there are. */
+enum { GDNI_GOALS = 3 };
+static int gdni_goals(const gdn_params *r, const gdni_sequence *s, ptrdiff_t n, ptrdiff_t t, ptrdiff_t head,
+                      gdni_matrix *m) {
+    const ptrdiff_t step = gdni_step(r, t), slots = gdni_num_step_slots(r, s);
+    int count = 0;
+    m[count] = gdni_cache_matrix(r, s->row, step, head);
+    if (m[count].data != NULL) count++;
+    m[count] =
+        gdni_pool_matrix(gdni_output_pool(r), step >= 0 && step < slots ? gdni_written_slot(r, s, n, step) : -1, head);
+    if (m[count].data != NULL) count++;
+    m[count] = gdni_pool_matrix(gdni_output_pool(r), t == s->length - 1 ? s->write : -1, head);
+    if (m[count].data != NULL) count++;
+    return count;
+}
+
 /* ---- [REFERENCE] The oracle: the formulas in double, one column slice of one head at a time ------------- */
 
 static double gdni_reference_sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
 static double gdni_reference_softplus(double x) { return x > 0 ? x + log1p(exp(-x)) : log1p(exp(x)); }
 
-static double gdni_reference_decay(const gdn_params *r, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t hv,
-                                   ptrdiff_t i) {
-    const double a = gdni_get_f64(gdni_row(&r->a, s, t, hv), r->a.dtype, i);
-    double x, rate, g;
+/* g of K row i; under GDN_GATE_DECAY exp(g). */
+static double gdni_reference_gate(const gdn_params *r, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t hv, ptrdiff_t i) {
+    double x = gdni_get_f64(gdni_row(&r->a, s, t, hv), r->a.dtype, i), rate;
     switch (r->gate_input) {
-    case GDN_GATE_DECAY: return a;
-    case GDN_GATE_LOG: return exp(a);
+    case GDN_GATE_DECAY:
+    case GDN_GATE_LOG: return x;
     case GDN_GATE_RAW: break;
     }
-    x = a;
     if (r->dt_bias.data != NULL) x += gdni_get_f64(r->dt_bias.data, r->dt_bias.dtype, hv * r->dt_bias.head_stride + i);
     rate = r->A_log.data == NULL ? 1 : exp(gdni_get_f64(r->A_log.data, r->A_log.dtype, hv * r->A_log.head_stride));
-    if (r->has_lower_bound)
-        g = r->lower_bound * gdni_reference_sigmoid(rate * x);
-    else if (r->softplus_beta * x <= r->softplus_threshold)
-        g = -rate * gdni_reference_softplus(r->softplus_beta * x) / r->softplus_beta;
-    else
-        g = -rate * x;
-    return exp(g);
+    if (r->has_lower_bound) return r->lower_bound * gdni_reference_sigmoid(rate * x);
+    if (r->softplus_beta * x <= r->softplus_threshold)
+        return -rate * gdni_reference_softplus(r->softplus_beta * x) / r->softplus_beta;
+    return -rate * x;
+}
+
+static double gdni_reference_decay(const gdn_params *r, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t hv,
+                                   ptrdiff_t i) {
+    const double g = gdni_reference_gate(r, s, t, hv, i);
+    return r->gate_input == GDN_GATE_DECAY ? g : exp(g);
+}
+
+/* The decay of column c of V. */
+static double gdni_reference_column_decay(const gdn_params *r, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t hv,
+                                          ptrdiff_t c) {
+    return r->gv.data == NULL ? 1 : exp(gdni_get_f64(gdni_row(&r->gv, s, t, hv), r->gv.dtype, c));
 }
 
 static double gdni_reference_beta(const gdn_params *r, const gdni_sequence *s, ptrdiff_t t, ptrdiff_t hv, ptrdiff_t c) {
@@ -1525,12 +1658,15 @@ static double gdni_reference_beta(const gdn_params *r, const gdni_sequence *s, p
         case GDN_BETA_RAW: beta = gdni_reference_sigmoid(beta); break;
         case GDN_BETA_GIVEN: break;
         }
+        if ((r->rounding & GDN_ROUND_BETA) != 0) beta = gdni_round_f64(beta, r->b.dtype);
     }
     return r->allow_neg_eigval ? 2.0 * beta : beta;
 }
 
+/* A row of q, k or k_read. */
 static void gdni_reference_row(const gdn_params *r, const gdn_tensor *x, const gdni_sequence *s, ptrdiff_t t,
-                               ptrdiff_t h, double scale, double *y) {
+                               ptrdiff_t h, double *y) {
+    const bool round_x = (r->rounding & GDN_ROUND_QK) != 0, round_q = (r->rounding & GDN_ROUND_SCALED_Q) != 0;
     double sum = 0, norm = 1;
     for (ptrdiff_t i = 0; i < r->head_k_dim; i++) {
         y[i] = gdni_get_f64(gdni_row(x, s, t, h), x->dtype, i);
@@ -1542,7 +1678,12 @@ static void gdni_reference_row(const gdn_params *r, const gdn_tensor *x, const g
         case GDN_L2NORM_MAX_NORM_EPS: norm = sqrt(sum) > r->l2norm_eps ? sqrt(sum) : r->l2norm_eps; break;
         case GDN_L2NORM_NORM_PLUS_EPS: norm = sqrt(sum) + r->l2norm_eps; break;
         }
-    for (ptrdiff_t i = 0; i < r->head_k_dim; i++) y[i] = y[i] / norm * scale;
+    for (ptrdiff_t i = 0; i < r->head_k_dim; i++) {
+        y[i] /= norm;
+        if (round_x) y[i] = gdni_round_f64(y[i], x->dtype);
+        if (x == &r->q) y[i] *= r->scale;
+        if (x == &r->q && round_q) y[i] = gdni_round_f64(y[i], x->dtype);
+    }
 }
 
 /* S [K][GDNI_SLICE] holds columns c0 to c1; `store` writes them to m, else reads. */
@@ -1563,29 +1704,36 @@ static void gdni_reference_state(const gdn_params *r, gdni_matrix m, ptrdiff_t c
 static void gdni_reference_item(const gdn_params *r, const gdni_item *x, const gdni_sequence *s, double *scratch) {
     const ptrdiff_t k_dim = r->head_k_dim, h = x->key_head, hv = x->value_head;
     const ptrdiff_t c0 = x->c0, c1 = x->c1;
-    double *q = scratch, *k = q + k_dim, *decay = k + k_dim, *state = decay + k_dim;
+    const bool round_state = (r->rounding & GDN_ROUND_STATE) != 0;
+    double *q = scratch, *k = q + k_dim, *k_read = k + k_dim, *decay = k_read + k_dim, *state = decay + k_dim;
 
     gdni_reference_state(r, gdni_start_matrix(r, s, hv), c0, c1, false, state);
     for (ptrdiff_t t = 0; t < s->length; t++) {
         const int64_t parent = gdni_parent(r, s, x->n, t);
+        gdni_matrix goals[GDNI_GOALS];
+        const int num_goals = gdni_goals(r, s, x->n, t, hv, goals);
         if (parent >= 0) gdni_reference_state(r, gdni_cache_matrix(r, s->row, parent, hv), c0, c1, false, state);
-        gdni_reference_row(r, &r->q, s, t, h, r->scale, q);
-        gdni_reference_row(r, &r->k, s, t, h, 1.0, k);
+        gdni_reference_row(r, &r->q, s, t, h, q);
+        gdni_reference_row(r, &r->k, s, t, h, k);
+        gdni_reference_row(r, r->k_read.data == NULL ? &r->k : &r->k_read, s, t, h, k_read);
         for (ptrdiff_t i = 0; i < k_dim; i++)
             decay[i] = i == 0 || r->is_kda ? gdni_reference_decay(r, s, t, hv, i) : decay[0];
 
-        for (ptrdiff_t c = c0; c < c1; c++) {
+        for (ptrdiff_t c = c0; c < c1 && !gdni_masked(r, s, t); c++) {
             const double v = gdni_get_f64(gdni_row(&r->v, s, t, hv), r->v.dtype, c);
-            double *column = state + (c - c0), kS = 0, d, o = 0;
-            for (ptrdiff_t i = 0; i < k_dim; i++) column[i * GDNI_SLICE] *= decay[i];
-            for (ptrdiff_t i = 0; i < k_dim; i++) kS += k[i] * column[i * GDNI_SLICE];
-            d = gdni_reference_beta(r, s, t, hv, c) * (v - kS);
+            const double column_decay = gdni_reference_column_decay(r, s, t, hv, c);
+            double *column = state + (c - c0), kS = 0, before = 0, d, o = 0;
+            for (ptrdiff_t i = 0; i < k_dim; i++) before += k_read[i] * column[i * GDNI_SLICE];
+            for (ptrdiff_t i = 0; i < k_dim; i++) column[i * GDNI_SLICE] *= decay[i] * column_decay;
+            for (ptrdiff_t i = 0; i < k_dim; i++) kS += k_read[i] * column[i * GDNI_SLICE];
+            d = gdni_reference_beta(r, s, t, hv, c) * (v - (r->read_before_decay ? before : kS));
             for (ptrdiff_t i = 0; i < k_dim; i++) column[i * GDNI_SLICE] += k[i] * d;
             for (ptrdiff_t i = 0; i < k_dim; i++) o += q[i] * column[i * GDNI_SLICE];
+            for (ptrdiff_t i = 0; i < k_dim && round_state; i++)
+                column[i * GDNI_SLICE] = gdni_round_f64(column[i * GDNI_SLICE], gdni_output_pool(r)->dtype);
             gdni_put_f64(gdni_output_row(r, s, t, hv, c), r->o.dtype, 0, o);
         }
-        gdni_reference_state(r, gdni_cache_matrix(r, s->row, t, hv), c0, c1, true, state);
-        gdni_reference_state(r, gdni_step_matrix(r, s, x->n, t, hv), c0, c1, true, state);
+        for (int i = 0; i < num_goals; i++) gdni_reference_state(r, goals[i], c0, c1, true, state);
     }
 }
 
@@ -1600,9 +1748,11 @@ static bool gdni_skip(const gdn_params *r, const gdni_sequence *s, ptrdiff_t fir
     case GDN_PADDING_ZERO:
         for (ptrdiff_t i = first; i < last; i++) {
             const gdni_item x = gdni_get_item(r, i);
-            for (ptrdiff_t t = 0; t < s->length; t++)
+            for (ptrdiff_t t = 0; t < s->length; t++) {
+                if (gdni_masked(r, s, t)) continue;
                 memset(gdni_output_row(r, s, t, x.value_head, x.c0), 0,
                        (size_t)((x.c1 - x.c0) * gdni_dtype_size(r->o.dtype)));
+            }
         }
         return true;
     case GDN_PADDING_LEAVE: return true;
@@ -1618,6 +1768,7 @@ static bool gdni_skip(const gdn_params *r, const gdni_sequence *s, ptrdiff_t fir
 #define GDNI_WORKSPACE(X)                                                                                              \
     X(q, rows, chunk > 0) /* [block + 1][kp], normalised and scaled */                                                 \
     X(k, rows, chunk > 0)                                                                                              \
+    X(k_read, r->k_read.data == NULL ? 0 : rows, chunk > 0)                                                            \
     X(decay, gates, false) /* decay, decay*k, decay*q. KDA: [block + 1][kp]; else one row */                           \
     X(kd, gates, chunk > 0)                                                                                            \
     X(qd, gates, chunk > 0)                                                                                            \
@@ -1629,7 +1780,8 @@ static bool gdni_skip(const gdn_params *r, const gdni_sequence *s, ptrdiff_t fir
     X(sum_k, columns, true)                                                                                            \
     X(sum_q, columns, true)                                                                                            \
     X(d, columns, true)                                                                                                \
-    X(v, (block * columns), false) /* [block][columns] */                                                              \
+    X(gv, r->gv.data == NULL ? 0 : columns, true) /* decays of a token's columns */                                    \
+    X(v, (block * columns), false)                /* [block][columns] */                                               \
     X(o, (block * columns), false)                                                                                     \
     X(tiles, gdni_size_mul(columns, kp), false)             /* of each strip its tiles, one after the other */         \
     X(kt, gdni_size_mul(chunk, kp), true)                   /* k, transposed: [kp][16], lanes along the tokens */      \
@@ -1673,6 +1825,7 @@ static ptrdiff_t gdni_layout(const gdn_params *r, float *base, gdni_workspace *w
 #define GDNI_PLACE(name, count, zeros) w->name = gdni_take(base, &used, count, zeros);
     GDNI_WORKSPACE(GDNI_PLACE)
 #undef GDNI_PLACE
+    if (r->k_read.data == NULL) w->k_read = w->k;
     return used;
 }
 
@@ -1693,14 +1846,14 @@ static ptrdiff_t gdni_scratch_bytes(const gdn_params *r) {
         count = gdni_layout(r, NULL, &w), other = gdni_layout(&one_gate, NULL, &w);
         count = count < other ? other : count;
         break;
-    case GDN_COMPUTE_F64: count = gdni_size_mul(2 * (3 + GDNI_SLICE), r->head_k_dim); break;
+    case GDN_COMPUTE_F64: count = gdni_size_mul(2 * (4 + GDNI_SLICE), r->head_k_dim); break;
     }
     if (r->homogeneous) count = gdni_size_add(count, gdni_size_mul(2, gdni_round_up(r->head_v_dim, 16)));
     return gdni_size_add(gdni_size_mul(count, 4), GDNI_ALIGNMENT);
 }
 
-/* What is left out is shared by all tokens and heads, because in resolved parameters a stride of 0 is no distance: a
- * decay of 1, a row of zeros as v, and as o one that nobody reads. Returns what remains of the scratch. */
+/* What is left out is shared by all tokens and heads: a decay of 1, a row of zeros as v, and as o one that nobody
+ * reads. Returns what remains of the scratch. */
 static float *gdni_fill_in(gdn_params *r, float *scratch) {
     static const float one = 1;
     const ptrdiff_t row = gdni_round_up(r->head_v_dim, 16);
@@ -2145,10 +2298,12 @@ bool gdn_isa_supported(gdn_isa isa) { return isa == GDN_ISA_AUTO || gdni_instanc
 
 /* All that does not depend on what the index arrays hold; `plan`: nor on any address. */
 static gdn_status gdni_check_call(const gdn_params *params, bool plan, gdn_params *r, gdn_error *error) {
+    gdni_array x[GDNI_NUM_ARRAYS];
     GDNI_TRY(gdni_check_sizes(params, error));
     *r = gdni_resolve(params);
     GDNI_TRY(gdni_check_options(r, error));
-    GDNI_TRY(gdni_check_arrays(r, !plan, error));
+    gdni_list_arrays(r, x);
+    GDNI_TRY(gdni_check_arrays(r, x, GDNI_NUM_ARRAYS, !plan, error));
     GDNI_REFUSE(OVERFLOW, "num_seqs",
                 gdni_size_mul(gdni_size_mul(r->num_seqs, r->num_value_heads), gdni_slices(r)) == PTRDIFF_MAX);
     GDNI_REFUSE(OVERFLOW, "head_k_dim", gdni_scratch_bytes(r) == PTRDIFF_MAX);
@@ -2179,6 +2334,8 @@ gdn_status gdn_validate_plan(const gdn_params *params, gdn_error *error) {
     GDNI_PLANNED(k, p.k.dtype != GDN_DTYPE_NOT_SET);
     GDNI_PLANNED(v, p.v.dtype != GDN_DTYPE_NOT_SET);
     GDNI_PLANNED(b, p.b.dtype != GDN_DTYPE_NOT_SET);
+    GDNI_PLANNED(k_read, p.k_read.dtype != GDN_DTYPE_NOT_SET);
+    GDNI_PLANNED(gv, p.gv.dtype != GDN_DTYPE_NOT_SET);
     GDNI_PLANNED(o, p.o.dtype != GDN_DTYPE_NOT_SET);
     GDNI_PLANNED(initial_state_source, p.initial_state_source.dtype != GDN_DTYPE_NOT_SET);
     GDNI_PLANNED(output_state_pool, p.output_state_pool.dtype != GDN_DTYPE_NOT_SET);
@@ -2238,22 +2395,187 @@ gdn_status gdn_run_work_items(const gdn_params *params, ptrdiff_t first, ptrdiff
     return GDN_OK;
 }
 
+/* The caller's, or new memory where there is malloc; NULL: neither. */
+static void *gdni_get_scratch(const gdn_params *params, size_t size) {
+#ifndef GDN_NO_MALLOC
+    if (params->scratch == NULL) return malloc(size);
+#endif
+    (void)size;
+    return params->scratch;
+}
+
+static void gdni_free_scratch(const gdn_params *params, void *scratch) {
+#ifndef GDN_NO_MALLOC
+    if (params->scratch == NULL) free(scratch);
+#endif
+    (void)params, (void)scratch;
+}
+
 gdn_status gdn_fused_sigmoid_gating_delta_rule_update(const gdn_params *params, gdn_error *error) {
     gdn_status status = gdn_validate(params, error);
     void *scratch;
     size_t size;
     if (status != GDN_OK) return status;
-    scratch = params->scratch;
     size = gdn_scratch_size(params);
-#ifndef GDN_NO_MALLOC
-    if (scratch == NULL) scratch = malloc(size);
-#endif
+    scratch = gdni_get_scratch(params, size);
     if (scratch == NULL) return gdni_fail(error, GDN_ERROR_SCRATCH, "scratch");
     status = gdn_run_work_items(params, 0, gdn_num_work_items(params), scratch, size);
-#ifndef GDN_NO_MALLOC
-    if (params->scratch == NULL) free(scratch);
-#endif
+    gdni_free_scratch(params, scratch);
     return status;
+}
+
+/* ---- [PREPARED] What is computed before the recurrence, as results ------------------------------------------------
+ */
+
+/* Name, input, heads, elements of a head. */
+#define GDNI_RESULTS(X)                                                                                                \
+    X(g, a, num_value_heads, gates)                                                                                    \
+    X(decay, a, num_value_heads, gates)                                                                                \
+    X(beta, b, num_value_heads, betas)                                                                                 \
+    X(q, q, num_key_heads, r->head_k_dim)                                                                              \
+    X(k, k, num_key_heads, r->head_k_dim)                                                                              \
+    X(k_read, k_read, num_key_heads, r->head_k_dim)
+
+typedef struct gdni_result {
+    const char *name, *input;
+    gdn_output to; /* with its strides */
+    const gdn_tensor *from;
+    ptrdiff_t heads, width;
+} gdni_result;
+
+enum {
+#define GDNI_RESULT(name, from, heads, width) gdni_result_##name,
+    GDNI_RESULTS(GDNI_RESULT)
+#undef GDNI_RESULT
+        GDNI_NUM_RESULTS
+};
+
+static void gdni_list_results(const gdn_params *r, const gdn_prepared *results, gdni_result *y) {
+    const ptrdiff_t gates = r->is_kda ? r->head_k_dim : 1, betas = r->beta_per_column ? r->head_v_dim : 1;
+#define GDNI_RESULT(name, from, heads, width)                                                                          \
+    {                                                                                                                  \
+        const gdni_result x = {"results." #name, #from, results->name, &r->from, r->heads, width};                     \
+        y[gdni_result_##name] = x;                                                                                     \
+    }
+    GDNI_RESULTS(GDNI_RESULT)
+#undef GDNI_RESULT
+    for (int i = 0; i < GDNI_NUM_RESULTS; i++)
+        gdni_resolve_strides(r, y[i].heads, y[i].width, &y[i].to.batch_stride, &y[i].to.token_stride,
+                             &y[i].to.head_stride);
+}
+
+/* The call without its recurrence. */
+static gdn_params gdni_inputs_only(const gdn_params *params) {
+    gdn_params p = *params;
+    p.num_seqs = 0, p.step_interval = 0;
+    p.cu_seqlens.data = p.initial_state_indices.data = p.output_state_indices.data = NULL;
+    p.intermediate_state_indices.data = p.retrieve_parent_token.data = NULL;
+    p.ssm_state_indices.data = p.num_accepted_tokens.data = p.token_mask.data = NULL;
+    p.v.data = p.gv.data = p.o.data = NULL;
+    p.initial_state_source.data = p.output_state_pool.data = p.intermediate_states_buffer.data = NULL;
+    p.has_null_slot = p.disable_state_update = p.homogeneous = p.read_before_decay = false;
+    p.rounding &= ~(unsigned)GDN_ROUND_STATE;
+    return p;
+}
+
+static gdn_status gdni_check_prepare(const gdn_params *r, const gdni_result *y, gdn_error *error) {
+    gdni_array x[GDNI_NUM_ARRAYS + GDNI_NUM_RESULTS];
+    const bool gates = y[gdni_result_g].to.data != NULL || y[gdni_result_decay].to.data != NULL;
+    GDNI_TRY(gdni_check_options(r, error));
+    GDNI_REFUSE(COMBINATION, "results.g", y[gdni_result_g].to.data != NULL && r->gate_input == GDN_GATE_DECAY);
+    gdni_list_arrays(r, x);
+    for (int i = 0; i < GDNI_NUM_ARRAYS; i++) x[i].required = false;
+    for (int i = 0; i < GDNI_NUM_RESULTS; i++) {
+        const gdn_tensor to = gdni_output_tensor(&y[i].to);
+        gdni_array *result = &x[GDNI_NUM_ARRAYS + i];
+        *result = gdni_tensor_array(r, y[i].name, &to, r->batch_size, r->seq_len, y[i].heads, y[i].width, false);
+        result->written = true;
+        GDNI_REFUSE(NULL, y[i].input, r->seq_len > 0 && to.data != NULL && y[i].from->data == NULL);
+    }
+    GDNI_REFUSE(NULL, "A_log",
+                r->seq_len > 0 && gates && gdni_raw_gates(r) && !r->has_lower_bound && r->A_log.data == NULL);
+    GDNI_TRY(gdni_check_arrays(r, x, GDNI_NUM_ARRAYS + GDNI_NUM_RESULTS, true, error));
+    GDNI_REFUSE(OVERFLOW, "head_k_dim", gdni_scratch_bytes(r) == PTRDIFF_MAX);
+    GDNI_REFUSE(SCRATCH, "scratch", r->scratch != NULL && r->scratch_size < (size_t)gdni_scratch_bytes(r));
+    return GDN_OK;
+}
+
+/* Head h of a result, tokens t0 to t0 + count of a row of the batch. The plain instance: all have the same bits. */
+static void gdni_prepare_f32(gdni_run *u, const gdni_result *y, int i, ptrdiff_t h, ptrdiff_t t0, ptrdiff_t count) {
+    const gdn_params *r = u->r;
+    const gdni_workspace *w = u->w;
+    const float *const gates = r->is_kda ? w->decay : w->gate;
+    const float *const rows[GDNI_NUM_RESULTS] = {gates, gates, w->beta, w->q, w->k, w->k_read};
+    const bool columns = i == gdni_result_beta && r->beta_per_column;
+    const bool number = i == gdni_result_beta || (i < gdni_result_beta && !r->is_kda); /* one for each token */
+    const ptrdiff_t part = columns ? (ptrdiff_t)GDNI_SLICE : y->width, pitch = number ? 1 : w->kp;
+    u->key_head = h;
+    if (i >= gdni_result_q)
+        gdni_prepare_qk_plain(u, t0, count);
+    else
+        gdni_prepare_gates_plain(u, h, t0, count, i == gdni_result_g);
+    for (ptrdiff_t t = 0; t < count; t++)
+        for (ptrdiff_t c = 0; c < y->width; c += part) {
+            const gdni_strip x = {h, c, gdni_min(c + part, y->width), NULL, NULL, NULL, NULL, NULL};
+            if (columns) gdni_column_betas_plain(u, &x, t0 + t, GDNI_SLICE, w->d);
+            gdni_store_row_plain(gdni_written_row(&y->to, &u->s, t0 + t, h, c), y->to.dtype, x.c1 - c,
+                                 columns ? w->d : rows[i] + t * pitch);
+        }
+}
+
+static void gdni_prepare_f64(const gdn_params *r, const gdni_sequence *s, const gdni_result *y, int i, ptrdiff_t h,
+                             ptrdiff_t t, double *row) {
+    if (i >= gdni_result_q) gdni_reference_row(r, y->from, s, t, h, row);
+    for (ptrdiff_t c = 0; c < y->width; c++) {
+        double x;
+        if (i == gdni_result_g)
+            x = gdni_reference_gate(r, s, t, h, c);
+        else if (i == gdni_result_decay)
+            x = gdni_reference_decay(r, s, t, h, c);
+        else
+            x = i == gdni_result_beta ? gdni_reference_beta(r, s, t, h, c) : row[c];
+        gdni_put_f64(gdni_written_row(&y->to, s, t, h, c), y->to.dtype, 0, x);
+    }
+}
+
+static void gdni_prepare_all(gdn_params *r, const gdni_result *y, float *memory) {
+    const bool oracle = r->compute == GDN_COMPUTE_F64;
+    gdni_workspace w;
+    gdni_run u;
+    memset(&u, 0, sizeof u);
+    w.block = 1;
+    if (!oracle) gdni_layout(r, memory, &w);
+    u.r = r, u.w = &w, u.s.length = r->seq_len;
+    for (; u.s.batch < r->batch_size; u.s.batch++)
+        for (int i = 0; i < GDNI_NUM_RESULTS; i++)
+            for (ptrdiff_t h = 0; h < y[i].heads && y[i].to.data != NULL; h++)
+                for (ptrdiff_t t = 0; t < r->seq_len; t += w.block)
+                    if (oracle)
+                        gdni_prepare_f64(r, &u.s, &y[i], i, h, t, (double *)(void *)memory);
+                    else
+                        gdni_prepare_f32(&u, &y[i], i, h, t, gdni_min(w.block, r->seq_len - t));
+}
+
+gdn_status gdn_prepare(const gdn_params *params, const gdn_prepared *results, gdn_error *error) {
+    gdn_params r;
+    gdni_result y[GDNI_NUM_RESULTS];
+    void *scratch;
+    gdni_fail(error, GDN_OK, "");
+    if (params == NULL || results == NULL)
+        return gdni_fail(error, GDN_ERROR_NULL, params == NULL ? "params" : "results");
+    r = gdni_inputs_only(params);
+    GDNI_TRY(gdni_check_sizes(&r, error));
+    r = gdni_resolve(&r);
+    gdni_list_results(&r, results, y);
+    GDNI_TRY(gdni_check_prepare(&r, y, error));
+    scratch = gdni_get_scratch(&r, (size_t)gdni_scratch_bytes(&r));
+    if (scratch == NULL) return gdni_fail(error, GDN_ERROR_SCRATCH, "scratch");
+    /* What is not asked for may be absent, and is prepared along with the rest. */
+    if (r.q.data == NULL) r.q = r.k.data == NULL ? r.k_read : r.k;
+    if (r.k.data == NULL) r.k = r.q;
+    gdni_prepare_all(&r, y, gdni_fill_in(&r, (float *)gdni_align(scratch)));
+    gdni_free_scratch(&r, scratch);
+    return GDN_OK;
 }
 
 /* ---- [JOINING] Segments ------------------------------------------------------------------------------------------ */
@@ -2749,29 +3071,53 @@ static void gdni_scale_row(float *x, double factor, ptrdiff_t kp) {
     }
 }
 
-/* Tokens t0 to t0 + count: q and k. */
+/* A row as a tensor of that dtype would hold it; `padded` is a multiple of the lanes. */
+#define gdni_round_row GDNI_NAME(round_row)
+static void gdni_round_row(float *x, gdn_dtype dtype, ptrdiff_t padded) {
+    char y[4 * GDNI_LANES];
+#define GDNI_ROUND_ROW(type)                                                                                           \
+    for (ptrdiff_t i = 0; i < padded; i += GDNI_LANES) {                                                               \
+        gdni_store_vec(y, type, gdni_load(x + i));                                                                     \
+        gdni_store(x + i, gdni_load_vec(y, type));                                                                     \
+    }
+    GDNI_BY_DTYPE(dtype, GDNI_ROUND_ROW)
+#undef GDNI_ROUND_ROW
+}
+
+/* A row of q, k or k_read times its norm's factor, and q's times the scale: at once, unless it is rounded between. */
+#define gdni_normalise_row GDNI_NAME(normalise_row)
+static void gdni_normalise_row(const gdn_params *r, float *x, gdn_dtype dtype, bool is_q, double squares,
+                               ptrdiff_t kp) {
+    const bool round_x = (r->rounding & GDN_ROUND_QK) != 0, norm = r->use_qk_l2norm_in_kernel;
+    double factor = is_q && !round_x ? r->scale : 1.0;
+    if (norm) factor *= gdni_norm_factor(r, squares);
+    if (norm || (is_q && !round_x)) gdni_scale_row(x, factor, kp);
+    if (round_x) gdni_round_row(x, dtype, kp);
+    if (is_q && round_x) gdni_scale_row(x, r->scale, kp);
+    if (is_q && (r->rounding & GDN_ROUND_SCALED_Q) != 0) gdni_round_row(x, dtype, kp);
+}
+
+/* Tokens t0 to t0 + count: q, k and k_read, four rows at a time. */
 #define gdni_prepare_qk GDNI_NAME(prepare_qk)
 static void gdni_prepare_qk(const gdni_run *u, ptrdiff_t t0, ptrdiff_t count) {
     const gdn_params *r = u->r;
     const gdni_workspace *w = u->w;
-    const ptrdiff_t kp = w->kp, last = count - 1;
-    for (ptrdiff_t t = 0; t < count; t++) {
-        gdni_load_row(gdni_row(&r->q, &u->s, t0 + t, u->key_head), r->q.dtype, r->head_k_dim, kp, w->q + t * kp);
-        gdni_load_row(gdni_row(&r->k, &u->s, t0 + t, u->key_head), r->k.dtype, r->head_k_dim, kp, w->k + t * kp);
-    }
-    for (ptrdiff_t t = 0; t < count; t += 2) {
-        const ptrdiff_t next = gdni_min(t + 1, last) * kp;
-        const float *const rows[] = {w->q + t * kp, w->k + t * kp, w->q + next, w->k + next};
-        double squares[4];
-        if (r->use_qk_l2norm_in_kernel) gdni_dot4(rows, rows, kp, squares);
-        for (ptrdiff_t i = 0; i < 2 && t + i < count; i++) {
-            double scale = r->scale;
-            if (r->use_qk_l2norm_in_kernel) {
-                scale *= gdni_norm_factor(r, squares[2 * i]);
-                gdni_scale_row(w->k + (t + i) * kp, gdni_norm_factor(r, squares[2 * i + 1]), kp);
-            }
-            gdni_scale_row(w->q + (t + i) * kp, scale, kp);
+    const gdn_tensor *const x[] = {&r->q, &r->k, &r->k_read};
+    float *const to[] = {w->q, w->k, w->k_read};
+    const ptrdiff_t kp = w->kp, num = r->k_read.data == NULL ? 2 : 3, total = num * count;
+    for (ptrdiff_t i = 0; i < total; i++)
+        gdni_load_row(gdni_row(x[i % num], &u->s, t0 + i / num, u->key_head), x[i % num]->dtype, r->head_k_dim, kp,
+                      to[i % num] + i / num * kp);
+    for (ptrdiff_t i = 0; i < total; i += 4) {
+        const float *rows[4];
+        double squares[4] = {0, 0, 0, 0};
+        for (ptrdiff_t j = 0; j < 4; j++) {
+            const ptrdiff_t at = gdni_min(i + j, total - 1);
+            rows[j] = to[at % num] + at / num * kp;
         }
+        if (r->use_qk_l2norm_in_kernel) gdni_dot4(rows, rows, kp, squares);
+        for (ptrdiff_t j = i; j < gdni_min(i + 4, total); j++)
+            gdni_normalise_row(r, to[j % num] + j / num * kp, x[j % num]->dtype, j % num == 0, squares[j - i], kp);
     }
 }
 
@@ -2804,21 +3150,22 @@ static double gdni_exp_A_log(const gdn_params *r, ptrdiff_t hv) {
     return first;
 }
 
-/* In place, for `count` values of the gate's input x = a; bias is one vector for all of them (bias_step 0) or as long
- * as x (1). Some gates at a time, step by step: a processor overlaps short loops, not long chains. */
+/* In place, for `count` gates: their decays or, `as_log`, the logarithms of those. Raw ones are x = a; bias is one
+ * vector for all of them (bias_step 0) or as long as x (1). Some at a time, step by step: a processor overlaps short
+ * loops, not long chains. */
 #define gdni_decays GDNI_NAME(decays)
-static void gdni_decays(const gdn_params *r, double exp_A_log, const float *bias, ptrdiff_t bias_step, ptrdiff_t count,
-                        float *x) {
+static void gdni_decays(const gdn_params *r, gdn_gate_input input, double exp_A_log, const float *bias,
+                        ptrdiff_t bias_step, bool as_log, ptrdiff_t count, float *x) {
     GDNI_EXACT
     const gdni_dvec rate = gdni_dset1(exp_A_log), beta = gdni_dset1(r->softplus_beta), zero = gdni_dset1(0.0);
     const gdni_dvec inverse = gdni_dset1(-1.0 / r->softplus_beta), threshold = gdni_dset1(r->softplus_threshold);
     const gdni_dvec lower_bound = gdni_dset1(r->lower_bound);
-    if (r->gate_input == GDN_GATE_DECAY) return;
+    if (input == GDN_GATE_DECAY) return;
     for (ptrdiff_t first = 0; first < count; first += GDNI_GATES, x += GDNI_GATES, bias += GDNI_GATES * bias_step) {
         const ptrdiff_t n = (gdni_min(GDNI_GATES, count - first) - 1) / gdni_dlanes + 1, step = gdni_dlanes * bias_step;
         gdni_dvec y[(int)GDNI_GATES / (int)gdni_dlanes], g[(int)GDNI_GATES / (int)gdni_dlanes];
         for (ptrdiff_t i = 0; i < n; i++) g[i] = gdni_load_double(x + i * gdni_dlanes);
-        if (gdni_raw_gates(r)) {
+        if (input == GDN_GATE_RAW) {
             for (ptrdiff_t i = 0; i < n; i++) g[i] = g[i] + gdni_load_double(bias + i * step);
             if (r->has_lower_bound) {
                 for (ptrdiff_t i = 0; i < n; i++) g[i] = zero - gdni_dmul(rate, g[i]);
@@ -2833,7 +3180,7 @@ static void gdni_decays(const gdn_params *r, double exp_A_log, const float *bias
                 }
             }
         }
-        gdni_exp_all(g, n);
+        if (!as_log) gdni_exp_all(g, n);
         for (ptrdiff_t i = 0; i < n; i++) gdni_store_double(x + i * gdni_dlanes, g[i]);
     }
 }
@@ -2852,10 +3199,22 @@ static void gdni_betas(const gdn_params *r, ptrdiff_t count, float *x) {
             gdni_store_double(x + i, gdni_dmul(factor, gdni_load_double(x + i)));
         break;
     }
+    /* Twice as much is rounded as once as much is. */
+    if ((r->rounding & GDN_ROUND_BETA) != 0 && r->b.data != NULL)
+        gdni_round_row(x, r->b.dtype, gdni_round_up(count, GDNI_LANES));
+}
+
+/* Betas of the columns of a strip, for a token of its sequence. */
+#define gdni_column_betas GDNI_NAME(column_betas)
+static void gdni_column_betas(const gdni_run *u, const gdni_strip *x, ptrdiff_t t, ptrdiff_t padded, float *to) {
+    const gdn_tensor *b = &u->r->b;
+    const char *row = (const char *)gdni_row(b, &u->s, t, x->value_head) + x->c0 * gdni_dtype_size(b->dtype);
+    gdni_load_row(row, b->dtype, x->c1 - x->c0, padded, to);
+    gdni_betas(u->r, padded, to);
 }
 
 #define gdni_prepare_gates GDNI_NAME(prepare_gates)
-static void gdni_prepare_gates(const gdni_run *u, ptrdiff_t hv, ptrdiff_t t0, ptrdiff_t count) {
+static void gdni_prepare_gates(const gdni_run *u, ptrdiff_t hv, ptrdiff_t t0, ptrdiff_t count, bool as_log) {
     const gdn_params *r = u->r;
     const gdni_workspace *w = u->w;
     const ptrdiff_t k_dim = r->head_k_dim, kp = w->kp, bias_at = hv * r->dt_bias.head_stride;
@@ -2871,7 +3230,7 @@ static void gdni_prepare_gates(const gdni_run *u, ptrdiff_t hv, ptrdiff_t t0, pt
             w->bias[i] = r->dt_bias.data == NULL ? 0.0f : gdni_get_f32(r->dt_bias.data, r->dt_bias.dtype, bias_at);
         for (ptrdiff_t t = 0; t < count; t++)
             w->gate[t] = gdni_get_f32(gdni_row(&r->a, &u->s, t0 + t, hv), r->a.dtype, 0);
-        gdni_decays(r, rate, w->bias, 0, count, w->gate);
+        gdni_decays(r, r->gate_input, rate, w->bias, 0, as_log, count, w->gate);
         return;
     }
     if (raw && r->dt_bias.data == NULL)
@@ -2882,7 +3241,7 @@ static void gdni_prepare_gates(const gdni_run *u, ptrdiff_t hv, ptrdiff_t t0, pt
     for (ptrdiff_t t = 0; t < count; t++) {
         float *decay = w->decay + t * kp;
         gdni_load_row(gdni_row(&r->a, &u->s, t0 + t, hv), r->a.dtype, k_dim, kp, decay);
-        gdni_decays(r, rate, w->bias, 1, kp, decay);
+        gdni_decays(r, r->gate_input, rate, w->bias, 1, as_log, kp, decay);
     }
 }
 
@@ -2892,7 +3251,7 @@ static void gdni_fold_decays(const gdni_run *u, ptrdiff_t count) {
     const gdni_workspace *w = u->w;
     for (ptrdiff_t i = 0; i < count * w->kp && u->r->is_kda; i += GDNI_LANES) {
         const gdni_vec decay = gdni_load(w->decay + i);
-        gdni_store(w->kd + i, gdni_mul(decay, gdni_load(w->k + i)));
+        gdni_store(w->kd + i, gdni_mul(decay, gdni_load(w->k_read + i)));
         gdni_store(w->qd + i, gdni_mul(decay, gdni_load(w->q + i)));
     }
 }
@@ -2919,7 +3278,7 @@ static void gdni_gather_v(const gdni_run *u, ptrdiff_t t0, ptrdiff_t count, bool
 static void gdni_scatter_o(const gdni_run *u, ptrdiff_t t0, ptrdiff_t count, bool chunk) {
     for (ptrdiff_t t = 0; t < count; t++)
         for (const gdni_strip *x = u->strips; x < u->strips + u->num_strips; x++) {
-            if (chunk && gdni_in_place(x, u->r->o.dtype)) continue;
+            if ((chunk && gdni_in_place(x, u->r->o.dtype)) || gdni_masked(u->r, &u->s, t0 + t)) continue;
             gdni_store_row(gdni_output_row(u->r, &u->s, t0 + t, x->value_head, x->c0), u->r->o.dtype, x->c1 - x->c0,
                            x->o + t * u->w->columns);
         }
@@ -2928,61 +3287,61 @@ static void gdni_scatter_o(const gdni_run *u, ptrdiff_t t0, ptrdiff_t count, boo
 /* ---- One token of a strip: the sums A and B of the state before it, then d and o, then the update ---- */
 
 /* What a token of a strip reads and writes. Sums: A (sum_k) and B (sum_q) over kn_i * s and qn_i * s. Then d = beta *
- * (v - factor A), with beta in d before, and o = factor B + (q.k) d. Update: s = fma(k_i, d, decay_i * s). The state is
- * read from rows `from`, and goes `to` rows where it is updated, their pitch in bytes; `next` (or NULL) is worked on
+ * (v - factor_k A), with beta in d before, and o = factor B + (q.k) d. Update: s = fma(k_i, d, decay_i * s). The state
+ * is read from rows `from`, and goes `to` rows where it is updated, their pitch in bytes; `next` (or NULL) is worked on
  * after it. */
-#define gdni_step GDNI_NAME(step)
-typedef struct gdni_step {
+#define gdni_token GDNI_NAME(token)
+typedef struct gdni_token {
     const float *kn, *qn, *k, *decay, *v;
     ptrdiff_t decay_stride; /* 0: one decay for all rows */
-    float *sum_k, *sum_q, *d, *o, factor, qk;
+    float *sum_k, *sum_q, *d, *o, factor, factor_k, qk;
     const char *from, *next;
     char *to;
     ptrdiff_t from_pitch, to_pitch, next_pitch, next_bytes;
     bool next_whole;
-} gdni_step;
+} gdni_token;
 
 /* For the sums of token t of a block. A decay of 0 must forget a state whose sums overflow, and 0 times that is not 0:
  * it goes into k and q first. */
 #define gdni_aim_sums GDNI_NAME(aim_sums)
-static void gdni_aim_sums(const gdni_run *u, gdni_step *x, ptrdiff_t t) {
+static void gdni_aim_sums(const gdni_run *u, gdni_token *x, ptrdiff_t t) {
     const gdni_workspace *w = u->w;
     const ptrdiff_t at = t * w->kp;
-    x->kn = (u->r->is_kda ? w->kd : w->k) + at;
-    x->qn = (u->r->is_kda ? w->qd : w->q) + at;
-    if (u->r->is_kda || w->gate[t] != 0) return;
+    const bool is_kda = u->r->is_kda, before = u->r->read_before_decay;
+    x->kn = (is_kda && !before ? w->kd : w->k_read) + at;
+    x->qn = (is_kda ? w->qd : w->q) + at;
+    if (is_kda || w->gate[t] != 0) return;
     for (ptrdiff_t i = 0; i < w->kp; i += GDNI_LANES) {
-        gdni_store(w->kd + i, gdni_mul(gdni_set1(w->gate[t]), gdni_load(w->k + at + i)));
+        gdni_store(w->kd + i, gdni_mul(gdni_set1(w->gate[t]), gdni_load(w->k_read + at + i)));
         gdni_store(w->qd + i, gdni_mul(gdni_set1(w->gate[t]), gdni_load(w->q + at + i)));
     }
-    x->kn = w->kd;
+    if (!before) x->kn = w->kd;
     x->qn = w->qd;
 }
 
 /* For all the rest of token t of a block, t0 + t of its sequence. */
 #define gdni_aim GDNI_NAME(aim)
-static void gdni_aim(const gdni_run *u, const gdni_strip *x, gdni_step *step, ptrdiff_t t0, ptrdiff_t t) {
+static void gdni_aim(const gdni_run *u, const gdni_strip *x, gdni_token *step, ptrdiff_t t0, ptrdiff_t t) {
     const gdn_params *r = u->r;
     const gdni_workspace *w = u->w;
-    const ptrdiff_t columns = x->c1 - x->c0, padded = gdni_round_up(columns, GDNI_SLICE);
+    const ptrdiff_t padded = gdni_round_up(x->c1 - x->c0, GDNI_SLICE);
     step->k = w->k + t * w->kp;
     step->decay = r->is_kda ? w->decay + t * w->kp : &w->gate[t];
     step->decay_stride = r->is_kda ? 1 : 0;
     step->sum_k = x->sum_k, step->sum_q = x->sum_q, step->d = w->d;
     step->v = x->v + t * w->columns, step->o = x->o + t * w->columns;
     step->factor = r->is_kda ? 1.0f : w->gate[t], step->qk = w->qk[t];
-    if (r->beta_per_column) {
-        const char *b = (const char *)gdni_row(&r->b, &u->s, t0 + t, x->value_head);
-        gdni_load_row(b + x->c0 * gdni_dtype_size(r->b.dtype), r->b.dtype, columns, padded, w->d);
-        gdni_betas(r, padded, w->d);
-    } else
+    step->factor_k = r->read_before_decay ? 1.0f : step->factor;
+    if (r->beta_per_column)
+        gdni_column_betas(u, x, t0 + t, padded, w->d);
+    else
         for (ptrdiff_t c = 0; c < padded; c += GDNI_LANES) gdni_store(w->d + c, gdni_set1(w->beta[t]));
 }
 
 /* d and o of a vector of columns, from column c of the strip on. */
 #define gdni_finish GDNI_NAME(finish)
-GDNI_INLINE gdni_vec gdni_finish(const gdni_step *x, ptrdiff_t c) {
-    const gdni_vec factor = gdni_set1(x->factor), minus = gdni_set1(0.0f - x->factor);
+GDNI_INLINE gdni_vec gdni_finish(const gdni_token *x, ptrdiff_t c) {
+    const gdni_vec factor = gdni_set1(x->factor), minus = gdni_set1(0.0f - x->factor_k);
     const gdni_vec v = gdni_fma(minus, gdni_load(x->sum_k + c), gdni_load(x->v + c)),
                    d = gdni_mul(gdni_load(x->d + c), v);
     gdni_store(x->o + c, gdni_fma(gdni_set1(x->qk), d, gdni_mul(factor, gdni_load(x->sum_q + c))));
@@ -2996,14 +3355,14 @@ GDNI_INLINE gdni_vec gdni_finish(const gdni_step *x, ptrdiff_t c) {
 /* While one state is worked on, the memory that is worked on next is asked for, so that it never rests: all its rows,
  * or half of them during the sums and half during the update. */
 #define gdni_ask_ahead GDNI_NAME(ask_ahead)
-GDNI_INLINE void gdni_ask_ahead(const gdni_step *x, ptrdiff_t row, ptrdiff_t rows, const bool update) {
+GDNI_INLINE void gdni_ask_ahead(const gdni_token *x, ptrdiff_t row, ptrdiff_t rows, const bool update) {
     const ptrdiff_t place = x->next_whole ? 2 * row : update ? rows + row : row;
     if (x->next != NULL && place % 2 == 0) gdni_prefetch(x->next + place / 2 * x->next_pitch, x->next_bytes);
 }
 
 /* Rows of nv vectors of columns of GDN_STATE_KV, in floats. `tile`: from a tile to the same tile, and no more. */
 #define gdni_sweep_kv GDNI_NAME(sweep_kv)
-GDNI_INLINE void gdni_sweep_kv(const gdni_step *x, ptrdiff_t rows, const int nv, const bool update, const bool sums,
+GDNI_INLINE void gdni_sweep_kv(const gdni_token *x, ptrdiff_t rows, const int nv, const bool update, const bool sums,
                                const bool tile) {
     const float *k = x->k, *decay = x->decay, *kn = x->kn, *qn = x->qn;
     const ptrdiff_t decay_stride = x->decay_stride, from_pitch = x->from_pitch, to_pitch = x->to_pitch;
@@ -3055,7 +3414,7 @@ GDNI_INLINE gdni_word gdni_lanes_below(ptrdiff_t n, ptrdiff_t first) {
 /* Rows c to c + rows of GDN_STATE_VK, of kp elements each: read from x->from, written to x->to where `update` is set;
  * the sums of what they then are. `decays`: x->decay has one for each element, not one for all. */
 #define gdni_sweep_rows GDNI_NAME(sweep_rows)
-GDNI_INLINE void gdni_sweep_rows(const gdni_step *x, const gdn_dtype dtype, ptrdiff_t k_dim, ptrdiff_t kp, ptrdiff_t c,
+GDNI_INLINE void gdni_sweep_rows(const gdni_token *x, const gdn_dtype dtype, ptrdiff_t k_dim, ptrdiff_t kp, ptrdiff_t c,
                                  const int rows, const bool update, const bool sums, const bool decays) {
     enum { FOLDED = GDNI_LANES == 16 ? 8 : 4 };
     const int num_sums = 2 * rows < FOLDED ? FOLDED : 2 * rows;
@@ -3106,7 +3465,7 @@ GDNI_INLINE void gdni_sweep_rows(const gdni_step *x, const gdn_dtype dtype, ptrd
 
 /* `rows` at a time. */
 #define gdni_sweep_vk GDNI_NAME(sweep_vk)
-GDNI_INLINE void gdni_sweep_vk(const gdni_step *x, const gdn_dtype dtype, ptrdiff_t k_dim, ptrdiff_t kp,
+GDNI_INLINE void gdni_sweep_vk(const gdni_token *x, const gdn_dtype dtype, ptrdiff_t k_dim, ptrdiff_t kp,
                                ptrdiff_t columns, const int rows, const bool update, const bool sums,
                                const bool decays) {
     ptrdiff_t c = 0;
@@ -3124,7 +3483,7 @@ GDNI_INLINE void gdni_sweep_vk(const gdni_step *x, const gdn_dtype dtype, ptrdif
 GDNI_INLINE int gdni_tile_vectors(const gdni_strip *x) { return x->c1 - x->c0 > 2 * GDNI_LANES ? 4 : 2; }
 
 #define gdni_sweep GDNI_NAME(sweep)
-static void gdni_sweep(const gdni_run *u, const gdni_strip *tile, const gdni_step *x, bool update, bool sums) {
+static void gdni_sweep(const gdni_run *u, const gdni_strip *tile, const gdni_token *x, bool update, bool sums) {
     const ptrdiff_t columns = tile->c1 - tile->c0, k_dim = u->r->head_k_dim, kp = u->w->kp;
     const bool vk = gdni_vk_states(u->r);
     for (ptrdiff_t c = 0; c < columns && vk && update; c += GDNI_LANES) gdni_finish(x, c);
@@ -3210,6 +3569,31 @@ static void gdni_move(const gdni_run *u, gdni_matrix m, const gdni_strip *x, boo
         gdni_move_tile(u, m, x, store);
 }
 
+/* Rows of K, or of columns, of a tile, times `column` for each of its columns; or (NULL) rounded to `dtype`. */
+#define gdni_change_tile GDNI_NAME(change_tile)
+static void gdni_change_tile(const gdni_run *u, const gdni_strip *x, const float *column, gdn_dtype dtype) {
+    const bool vk = gdni_vk_states(u->r);
+    const ptrdiff_t width = vk ? u->w->kp : gdni_tile_vectors(x) * GDNI_LANES;
+    const ptrdiff_t rows = vk ? x->c1 - x->c0 : u->r->head_k_dim;
+    for (ptrdiff_t i = 0; i < rows; i++) {
+        float *row = x->tile + i * width;
+        if (column == NULL) gdni_round_row(row, dtype, width);
+        for (ptrdiff_t j = 0; j < width && column != NULL; j += GDNI_LANES)
+            gdni_store(row + j, gdni_mul(vk ? gdni_set1(column[i]) : gdni_load(column + j), gdni_load(row + j)));
+    }
+}
+
+/* The decays of its columns, for a token of its sequence. */
+#define gdni_decay_columns GDNI_NAME(decay_columns)
+static void gdni_decay_columns(const gdni_run *u, const gdni_strip *x, ptrdiff_t t) {
+    const gdn_tensor *gv = &u->r->gv;
+    const char *row = (const char *)gdni_row(gv, &u->s, t, x->value_head) + x->c0 * gdni_dtype_size(gv->dtype);
+    const ptrdiff_t padded = gdni_round_up(x->c1 - x->c0, GDNI_SLICE);
+    gdni_load_row(row, gv->dtype, x->c1 - x->c0, padded, u->w->gv);
+    gdni_decays(u->r, GDN_GATE_LOG, 0.0, u->w->gv, 0, false, padded, u->w->gv);
+    gdni_change_tile(u, x, u->w->gv, GDN_F32);
+}
+
 /* The rows of a tile. */
 #define gdni_place GDNI_NAME(place)
 typedef struct gdni_place {
@@ -3230,24 +3614,31 @@ static gdni_place gdni_matrix_place(const gdni_run *u, gdni_matrix m, const gdni
     const ptrdiff_t k_dim = u->r->head_k_dim, v_dim = u->r->head_v_dim, width = gdni_tile_vectors(x) * GDNI_LANES;
     const bool vk = gdni_vk_states(u->r), whole = vk ? k_dim == u->w->kp : x->c1 - x->c0 == width;
     gdni_place y = {NULL, (vk ? k_dim : v_dim) * (ptrdiff_t)sizeof(float)};
-    if (m.data != NULL && m.dtype == GDN_F32 && whole) y.data = m.data + x->c0 * (vk ? y.pitch : 4);
+    if (m.data != NULL && m.dtype == GDN_F32 && whole && !gdni_in_tiles(u->r))
+        y.data = m.data + x->c0 * (vk ? y.pitch : 4);
     return y;
 }
 
 /* Where token t leaves the columns: a state that goes to one place is written there at once. */
 #define gdni_goal GDNI_NAME(goal)
 static gdni_place gdni_goal(const gdni_run *u, const gdni_strip *x, ptrdiff_t t) {
-    const gdni_matrix cache = gdni_cache_matrix(u->r, u->s.row, t, x->value_head);
-    const gdni_matrix pool = gdni_step_matrix(u->r, &u->s, u->n, t, x->value_head);
+    gdni_matrix goals[GDNI_GOALS];
     gdni_place y = {NULL, 0};
-    if (cache.data == NULL || pool.data == NULL) y = gdni_matrix_place(u, cache.data == NULL ? pool : cache, x);
-    if (y.data != NULL) return y;
-    return gdni_tile_place(u, x);
+    if (gdni_goals(u->r, &u->s, u->n, t, x->value_head, goals) == 1) y = gdni_matrix_place(u, goals[0], x);
+    return y.data != NULL ? y : gdni_tile_place(u, x);
+}
+
+/* Stores a tile to where the state after token t goes. */
+#define gdni_put_state GDNI_NAME(put_state)
+static void gdni_put_state(const gdni_run *u, const gdni_strip *x, ptrdiff_t t) {
+    gdni_matrix goals[GDNI_GOALS];
+    const int count = gdni_goals(u->r, &u->s, u->n, t, x->value_head, goals);
+    for (int i = 0; i < count; i++) gdni_move(u, goals[i], x, true);
 }
 
 /* Reads a tile's columns from a state matrix: from there on the spot, or through the tile. */
 #define gdni_read_state GDNI_NAME(read_state)
-static void gdni_read_state(const gdni_run *u, gdni_matrix m, const gdni_strip *x, gdni_step *step) {
+static void gdni_read_state(const gdni_run *u, gdni_matrix m, const gdni_strip *x, gdni_token *step) {
     gdni_place from = gdni_matrix_place(u, m, x);
     if (from.data == NULL) {
         gdni_move(u, m, x, false);
@@ -3265,10 +3656,11 @@ static void gdni_run_tile(const gdni_run *u, const gdni_strip *x, ptrdiff_t t0, 
     const gdn_params *r = u->r;
     const gdni_sequence *s = &u->s;
     const bool tree = r->retrieve_parent_token.data != NULL && s->row >= 0;
+    const bool alone = tree || gdni_in_tiles(r); /* a token's update and the sums of the next are two sweeps */
     const bool every_step = s->row >= 0 || r->ssm_state_indices.data != NULL;
     const ptrdiff_t size = gdni_dtype_size(r->initial_state_source.dtype), columns = x->c1 - x->c0;
-    bool update = t0 > 0 && !tree; /* A and B are those of token t: it can be finished and the tile updated */
-    gdni_step step;
+    bool update = t0 > 0 && !alone; /* A and B are those of token t: it can be finished and the tile updated */
+    gdni_token step;
     memset(&step, 0, sizeof step);
     step.next_pitch = (gdni_vk_states(r) ? r->head_k_dim : r->head_v_dim) * size;
     step.next_bytes = gdni_vk_states(r) ? step.next_pitch : columns * size;
@@ -3281,9 +3673,14 @@ static void gdni_run_tile(const gdni_run *u, const gdni_strip *x, ptrdiff_t t0, 
     for (ptrdiff_t t = 0; t < count;) {
         const int64_t parent = tree && !update ? gdni_parent(r, s, u->n, t0 + t) : -1;
         const ptrdiff_t next = update ? t + 1 : t; /* the token whose sums are taken */
-        const bool sums = t0 + next < s->length && !(tree && update);
+        const bool sums = t0 + next < s->length && !(alone && update);
         const gdni_place to = gdni_goal(u, x, t0 + t);
         if (parent >= 0) gdni_read_state(u, gdni_cache_matrix(r, s->row, parent, x->value_head), x, &step);
+        if (gdni_masked(r, s, t0 + t)) {
+            gdni_put_state(u, x, t0 + t++);
+            continue;
+        }
+        if (!update && r->gv.data != NULL) gdni_decay_columns(u, x, t0 + t);
         gdni_aim(u, x, &step, t0, t);
         if (sums) gdni_aim_sums(u, &step, next);
         if (update) {
@@ -3300,10 +3697,8 @@ static void gdni_run_tile(const gdni_run *u, const gdni_strip *x, ptrdiff_t t0, 
         gdni_sweep(u, x, &step, update, sums);
         if (update) {
             step.from = to.data, step.from_pitch = to.pitch;
-            if (to.data == (char *)x->tile) {
-                gdni_move(u, gdni_cache_matrix(r, s->row, t0 + t, x->value_head), x, true);
-                gdni_move(u, gdni_step_matrix(r, s, u->n, t0 + t, x->value_head), x, true);
-            }
+            if ((r->rounding & GDN_ROUND_STATE) != 0) gdni_change_tile(u, x, NULL, gdni_output_pool(r)->dtype);
+            if (to.data == (char *)x->tile) gdni_put_state(u, x, t0 + t);
         }
         t = next;
         update = sums;
@@ -3338,7 +3733,7 @@ static void gdni_run_block(const gdni_run *u, ptrdiff_t t0) {
     gdni_gather_v(u, t0, count, false);
     for (int i = 0; i < u->num_strips; i++) {
         const gdni_strip *x = &u->strips[i];
-        gdni_prepare_gates(u, x->value_head, t0, prepared);
+        gdni_prepare_gates(u, x->value_head, t0, prepared, false);
         gdni_fold_decays(u, prepared);
         for (ptrdiff_t c = x->c0; c < x->c1; c += width) {
             const gdni_strip tile = gdni_columns(x, c, gdni_min(c + width, x->c1), w);
@@ -3357,7 +3752,7 @@ static void gdni_run_block(const gdni_run *u, ptrdiff_t t0) {
 
 /* A and B over `rows` rows of nv vectors of a GDN_STATE_KV matrix. */
 #define gdni_sums_kv GDNI_NAME(sums_kv)
-GDNI_INLINE void gdni_sums_kv(const gdni_step *x, const gdn_dtype dtype, ptrdiff_t rows, const int nv) {
+GDNI_INLINE void gdni_sums_kv(const gdni_token *x, const gdn_dtype dtype, ptrdiff_t rows, const int nv) {
     const ptrdiff_t bytes = GDNI_LANES * gdni_dtype_size(dtype), pitch = x->from_pitch;
     const char *from = x->from;
     const float *kn = x->kn, *qn = x->qn;
@@ -3384,7 +3779,7 @@ GDNI_INLINE void gdni_sums_kv(const gdni_step *x, const gdn_dtype dtype, ptrdiff
 }
 
 #define gdni_update_kv GDNI_NAME(update_kv)
-GDNI_INLINE void gdni_update_kv(const gdni_step *x, const gdn_dtype dtype, ptrdiff_t rows, const int nv) {
+GDNI_INLINE void gdni_update_kv(const gdni_token *x, const gdn_dtype dtype, ptrdiff_t rows, const int nv) {
     const ptrdiff_t bytes = GDNI_LANES * gdni_dtype_size(dtype), pitch = x->from_pitch;
     const char *from = x->from;
     const float *k = x->k, *decay = x->decay;
@@ -3408,7 +3803,7 @@ GDNI_INLINE void gdni_update_kv(const gdni_step *x, const gdn_dtype dtype, ptrdi
 
 /* Some columns of a strip, for one dtype: nv vectors of them, or (0) rows of a GDN_STATE_VK matrix. */
 #define gdni_stream_columns GDNI_NAME(stream_columns)
-GDNI_INLINE void gdni_stream_columns(const gdni_run *u, const gdni_strip *x, const gdni_step *step,
+GDNI_INLINE void gdni_stream_columns(const gdni_run *u, const gdni_strip *x, const gdni_token *step,
                                      const gdn_dtype dtype, const int nv) {
     enum { rows = GDNI_VK_ROWS > 4 ? 4 : GDNI_VK_ROWS }; /* more, and the memory is asked for in bursts */
     const ptrdiff_t k_dim = u->r->head_k_dim;
@@ -3432,9 +3827,10 @@ static void gdni_stream(const gdni_run *u, int i) {
     const gdni_workspace *w = u->w;
     const bool vk = gdni_vk_states(r);
     const gdni_matrix from = gdni_start_matrix(r, &u->s, strip->value_head);
-    const gdni_matrix to = gdni_step_matrix(r, &u->s, u->n, 0, strip->value_head);
+    gdni_matrix to[GDNI_GOALS];
+    const bool writes = gdni_goals(r, &u->s, u->n, 0, strip->value_head, to) > 0;
     const ptrdiff_t size = gdni_dtype_size(from.dtype), column = (vk ? r->head_k_dim : 1) * size;
-    gdni_step step;
+    gdni_token step;
     memset(&step, 0, sizeof step);
     gdni_aim_sums(u, &step, 0);
     step.from_pitch = step.to_pitch = step.next_pitch = (vk ? r->head_k_dim : r->head_v_dim) * size;
@@ -3449,7 +3845,7 @@ static void gdni_stream(const gdni_run *u, int i) {
         gdni_aim(u, &x, &step, 0, 0);
         step.decay = w->decay;
         step.from = from.data + c * column;
-        step.to = to.data == NULL ? NULL : to.data + c * column;
+        step.to = writes ? to[0].data + c * column : NULL;
         step.next = end < strip->c1 ? gdni_state_at(u, i, end) : gdni_state_at(u, i + 1, 0);
         step.next_bytes = vk ? column : (end - c) * size;
 #define GDNI_STREAM_COLUMNS(type)                                                                                      \
@@ -3464,13 +3860,15 @@ static void gdni_stream(const gdni_run *u, int i) {
     }
 }
 
-/* Whether a sequence is streamed: one token, nothing but a pool to write, of one dtype, rows of whole vectors. */
+/* Whether a sequence is streamed: one token, nothing but one slot to write, pools of one dtype, rows of whole vectors.
+ */
 #define gdni_streams GDNI_NAME(streams)
 static bool gdni_streams(const gdni_run *u) {
-    const bool whole =
-        gdni_vk_states(u->r) ? u->r->head_k_dim % GDNI_LANES16 == 0 : u->r->head_v_dim % (2 * GDNI_LANES) == 0;
-    return u->s.length == 1 && u->s.read >= 0 && u->s.row < 0 && whole &&
-           gdni_output_pool(u->r)->dtype == u->r->initial_state_source.dtype;
+    const gdn_params *r = u->r;
+    const bool whole = gdni_vk_states(r) ? r->head_k_dim % GDNI_LANES16 == 0 : r->head_v_dim % (2 * GDNI_LANES) == 0;
+    gdni_matrix to[GDNI_GOALS];
+    return u->s.length == 1 && u->s.read >= 0 && u->s.row < 0 && whole && !gdni_in_tiles(r) &&
+           gdni_output_pool(r)->dtype == r->initial_state_source.dtype && gdni_goals(r, &u->s, u->n, 0, 0, to) < 2;
 }
 
 #define gdni_run_decode GDNI_NAME(run_decode)
@@ -3479,7 +3877,7 @@ static void gdni_run_decode(const gdni_run *u) {
     gdni_prepare_dots(u->w, 1);
     gdni_gather_v(u, 0, 1, false);
     for (int i = 0; i < u->num_strips; i++) {
-        gdni_prepare_gates(u, u->strips[i].value_head, 0, 1);
+        gdni_prepare_gates(u, u->strips[i].value_head, 0, 1, false);
         gdni_fold_decays(u, 1);
         gdni_fetch(u, i, 1);
         gdni_stream(u, i);
@@ -3520,12 +3918,14 @@ typedef struct gdni_chunk {
     ptrdiff_t v_pitch, o_pitch, c0; /* its first column */
 } gdni_chunk;
 
-/* Whether a run is computed in chunks: not where a state between two tokens is stored or read, nor a single token,
+/* Whether a run is computed in chunks: not where a state within one is stored, read or rounded, nor a single token,
  * which is the same work either way. */
 #define gdni_in_chunks GDNI_NAME(in_chunks)
 static bool gdni_in_chunks(const gdni_run *u) {
-    return u->r->compute == GDN_COMPUTE_F32_CHUNKS && u->s.length > 1 &&
-           u->r->intermediate_states_buffer.data == NULL && u->r->ssm_state_indices.data == NULL;
+    const gdn_params *r = u->r;
+    const bool steps = r->intermediate_states_buffer.data != NULL || r->ssm_state_indices.data != NULL;
+    return r->compute == GDN_COMPUTE_F32_CHUNKS && u->s.length > 1 && !r->read_before_decay && !gdni_in_tiles(r) &&
+           (!steps || r->step_interval % GDNI_CHUNK == 0);
 }
 
 /* The rows of one head lie a whole token apart, often a page of memory or more, which no processor foresees: the chunk
@@ -3615,8 +4015,8 @@ static void gdni_raw_scores(const gdni_run *u, gdni_chunk *y) {
     for (ptrdiff_t i = 0; i < y->count; i += gdni_score_rows)
         for (ptrdiff_t j = 0; j < GDNI_CHUNK; j += gdni_score_vectors * GDNI_LANES)
             for (int q = 0; q < 2; q++)
-                gdni_product(y, (q == 0 ? w->k : w->q) + i * w->kp, u->r->head_k_dim, w->kp, gdni_score_rows, w->kt + j,
-                             GDNI_CHUNK, gdni_score_vectors, w->raw + (q * GDNI_CHUNK + i) * GDNI_CHUNK + j);
+                gdni_product(y, (q == 0 ? w->k_read : w->q) + i * w->kp, u->r->head_k_dim, w->kp, gdni_score_rows,
+                             w->kt + j, GDNI_CHUNK, gdni_score_vectors, w->raw + (q * GDNI_CHUNK + i) * GDNI_CHUNK + j);
 }
 
 /* Tokens a to b: G_i, the scores -P(j,i) k_i.k_j and P(j,i) q_i.k_j, and P(j,b-1). */
@@ -3643,7 +4043,7 @@ static void gdni_decay_rows(const gdni_workspace *w, ptrdiff_t a, ptrdiff_t b) {
         gdni_vec decay_to = gdni_set1(1.0f);
         for (ptrdiff_t at = a * w->kp + c; at < b * w->kp; at += w->kp) {
             decay_to = gdni_mul(decay_to, gdni_load(w->decay + at));
-            gdni_store(w->kd + at, gdni_mul(decay_to, gdni_load(w->k + at)));
+            gdni_store(w->kd + at, gdni_mul(decay_to, gdni_load(w->k_read + at)));
             gdni_store(w->qd + at, gdni_mul(decay_to, gdni_load(w->q + at)));
         }
         gdni_store(w->decay_to + c, decay_to);
@@ -3664,7 +4064,7 @@ static void gdni_kda_scores(const gdni_workspace *w, ptrdiff_t k_dim, ptrdiff_t 
             GDNI_UNROLL
             for (int j = 0; j < 4; j++) {
                 const ptrdiff_t at = gdni_min(i + j, b - 1) * w->kp;
-                decay[j] = w->decay + at, k[j] = w->k + at, q[j] = w->q + at;
+                decay[j] = w->decay + at, k[j] = w->k_read + at, q[j] = w->q + at;
                 below[j] = gdni_lanes_below(i + j < b ? i + j : 0, lane);
                 kk[j] = kq[j] = gdni_set1(0.0f);
             }
@@ -3785,7 +4185,7 @@ GDNI_INLINE void gdni_chunk_columns(const gdni_run *u, const gdni_strip *x, gdni
     const gdni_workspace *w = u->w;
     const bool is_kda = r->is_kda;
     const ptrdiff_t k_dim = r->head_k_dim, kp = w->kp, width = gdni_tile_vectors(x) * GDNI_LANES;
-    const float *k = (is_kda ? w->kd : w->k) + a * kp, *q = (is_kda ? w->qd : w->q) + a * kp;
+    const float *k = (is_kda ? w->kd : w->k_read) + a * kp, *q = (is_kda ? w->qd : w->q) + a * kp;
     float *sum_k = w->sums + c, *sum_q = sum_k + GDNI_CHUNK * width;
     for (ptrdiff_t i = 0; i < b - a; i += gdni_chunk_rows) {
         gdni_product(y, k + i * kp, k_dim, kp, gdni_chunk_rows, x->tile + c, width, nv, sum_k + i * width);
@@ -3814,21 +4214,19 @@ static void gdni_chunk_tile(const gdni_run *u, const gdni_strip *x, gdni_chunk *
     const gdn_params *r = u->r;
     const gdni_workspace *w = u->w;
     const ptrdiff_t width = gdni_tile_vectors(x) * GDNI_LANES;
+    gdni_matrix goals[GDNI_GOALS];
+    int num_goals = 0;
     if (y->t0 + a == 0) gdni_move_tile(u, gdni_start_matrix(r, &u->s, x->value_head), x, false);
     for (ptrdiff_t i = 0; i < w->kp * width && w->gate[a] == 0; i += GDNI_LANES)
         gdni_store(x->tile + i, gdni_mul(gdni_set1(0.0f), gdni_load(x->tile + i)));
-    for (ptrdiff_t i = a; i < b && r->beta_per_column; i++) {
-        const char *from = (const char *)gdni_row(&r->b, &u->s, y->t0 + i, x->value_head);
-        float *betas = w->betas + (i - a) * width;
-        gdni_load_row(from + x->c0 * gdni_dtype_size(r->b.dtype), r->b.dtype, x->c1 - x->c0, width, betas);
-        gdni_betas(r, width, betas);
-    }
+    for (ptrdiff_t i = a; i < b && r->beta_per_column; i++)
+        gdni_column_betas(u, x, y->t0 + i, width, w->betas + (i - a) * width);
     if (gdni_chunk_vectors == 4 && width == 4 * GDNI_LANES)
         gdni_chunk_columns(u, x, y, a, b, 0, gdni_chunk_vectors);
     else
         for (ptrdiff_t c = 0; c < width; c += 2 * GDNI_LANES) gdni_chunk_columns(u, x, y, a, b, c, 2);
-    if (y->t0 + b == u->s.length)
-        gdni_move_tile(u, gdni_step_matrix(r, &u->s, u->n, y->t0 + b - 1, x->value_head), x, true);
+    if (b == y->count) num_goals = gdni_goals(r, &u->s, u->n, y->t0 + b - 1, x->value_head, goals);
+    for (int i = 0; i < num_goals; i++) gdni_move_tile(u, goals[i], x, true);
 }
 
 /* 0 where all decays of a row are 0, else 1. */
@@ -3862,7 +4260,7 @@ static void gdni_chunk_strip(const gdni_run *u, const gdni_strip *x, gdni_chunk 
         y->o = (float *)(void *)gdni_output_row(r, &u->s, y->t0, x->value_head, x->c0);
         y->o_pitch = r->o.token_stride;
     }
-    gdni_prepare_gates(u, x->value_head, y->t0, y->count);
+    gdni_prepare_gates(u, x->value_head, y->t0, y->count, false);
     for (ptrdiff_t i = 0; i < y->count && r->is_kda; i++) w->gate[i] = gdni_any(w->decay + i * w->kp, r->head_k_dim);
     for (ptrdiff_t a = 0, b; a < y->count; a = b) {
         for (b = a + 1; b < y->count && w->gate[b] != 0;) b++;

@@ -17,6 +17,12 @@ static double *new_doubles(ptrdiff_t count) {
     return x;
 }
 
+static double as_element(element type, double x) {
+    unsigned char bytes[8];
+    element_store(type, bytes, x);
+    return element_load(type, bytes);
+}
+
 static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
 
 static double decay_of(const gdn_params *p, double a, double A_log, double dt_bias) {
@@ -40,10 +46,11 @@ static double decay_at(const call *c, ptrdiff_t batch, ptrdiff_t token, ptrdiff_
 static double beta_at(const call *c, ptrdiff_t batch, ptrdiff_t token, ptrdiff_t hv, ptrdiff_t v) {
     double beta = call_has(c, CALL_B) ? call_get(c, CALL_B, batch, token, hv, c->p.beta_per_column ? v : 0) : 1;
     if (call_has(c, CALL_B) && c->p.beta_input == GDN_BETA_RAW) beta = sigmoid(beta);
+    if (call_has(c, CALL_B) && (c->p.rounding & GDN_ROUND_BETA) != 0) beta = as_element(c->array[CALL_B].type, beta);
     return c->p.allow_neg_eigval ? 2 * beta : beta;
 }
 
-/* A row of q or k, normalised if the call says so. */
+/* A row of q, k or k_read, normalised if the call says so; q without its scale. */
 static void load_row(const call *c, call_array which, ptrdiff_t batch, ptrdiff_t token, ptrdiff_t hv, double *x) {
     ptrdiff_t K = c->p.head_k_dim;
     double norm = 0, eps = c->p.l2norm_eps == 0 ? 1e-6 : c->p.l2norm_eps;
@@ -51,8 +58,9 @@ static void load_row(const call *c, call_array which, ptrdiff_t batch, ptrdiff_t
         x[i] = call_get(c, which, batch, token, call_key_head(c, hv), i);
         norm = hypot(norm, x[i]);
     }
-    if (!c->p.use_qk_l2norm_in_kernel) return;
-    switch (c->p.l2norm_form) {
+    if (!c->p.use_qk_l2norm_in_kernel)
+        norm = 1;
+    else switch (c->p.l2norm_form) {
     case GDN_L2NORM_SUM_PLUS_EPS:
         norm = hypot(norm, sqrt(eps));
         break;
@@ -66,7 +74,10 @@ static void load_row(const call *c, call_array which, ptrdiff_t batch, ptrdiff_t
         norm = norm + eps;
         break;
     }
-    for (ptrdiff_t i = 0; i < K; i++) x[i] /= norm;
+    for (ptrdiff_t i = 0; i < K; i++) {
+        x[i] /= norm;
+        if ((c->p.rounding & GDN_ROUND_QK) != 0) x[i] = as_element(c->array[which].type, x[i]);
+    }
 }
 
 static void move_state(call *c, call_array which, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t hv, bool store, double *S) {
@@ -81,13 +92,16 @@ static void move_state(call *c, call_array which, ptrdiff_t i0, ptrdiff_t i1, pt
         }
 }
 
-/* One token of one column s of the state: s = (I - beta k k^T) diag(decay) s + beta v k, with the matrix written out.
- */
-static void dense_step(ptrdiff_t K, const double *k, const double *decay, double beta, double v, double *s) {
+/* One token of one column s of the state: s = (I - beta k k_read^T) diag(decay) s + beta v k, with the matrix written
+ * out; or, reading before the decay, (diag(decay) - beta k k_read^T) s + beta v k. */
+static void dense_step(const gdn_params *p, const double *k, const double *k_read, const double *decay, double beta,
+                       double v, double *s) {
+    ptrdiff_t K = p->head_k_dim;
     double *next = new_doubles(K);
     for (ptrdiff_t i = 0; i < K; i++) {
         next[i] = beta * v * k[i];
-        for (ptrdiff_t j = 0; j < K; j++) next[i] += ((i == j) - beta * k[i] * k[j]) * decay[j] * s[j];
+        for (ptrdiff_t j = 0; j < K; j++)
+            next[i] += ((i == j) * decay[j] - beta * k[i] * k_read[j] * (p->read_before_decay ? 1 : decay[j])) * s[j];
     }
     memcpy(s, next, (size_t)K * sizeof *s);
     free(next);
@@ -96,24 +110,39 @@ static void dense_step(ptrdiff_t K, const double *k, const double *decay, double
 static void dense_head(call *c, ptrdiff_t n, ptrdiff_t hv) {
     ptrdiff_t K = c->p.head_k_dim, V = c->p.head_v_dim, start = call_start_slot(c, n), row = call_cache_row(c, n);
     double *q = new_doubles(K), *k = new_doubles(K), *decay = new_doubles(K), *S = new_doubles(K * V);
+    double *k_read = new_doubles(K), *decays = new_doubles(K);
+    const unsigned rounding = c->p.rounding;
     double scale = c->p.scale == 0 ? pow((double)K, -0.5) : c->p.scale;
     if (start >= 0) move_state(c, CALL_INITIAL_POOL, start, 0, hv, false, S);
     for (ptrdiff_t t = 0; t < call_length(c, n); t++) {
-        ptrdiff_t batch = call_batch(c, n), token = call_token(c, n, t), slot = call_written_slot(c, n, t);
+        ptrdiff_t batch = call_batch(c, n), token = call_token(c, n, t);
         if (call_has(c, CALL_PARENTS) && row >= 0 && t > 0)
             move_state(c, CALL_CACHE, row, (ptrdiff_t)call_get(c, CALL_PARENTS, 0, 0, n, t), hv, false, S);
         load_row(c, CALL_Q, batch, token, hv, q);
         load_row(c, CALL_K, batch, token, hv, k);
+        load_row(c, call_has(c, CALL_K_READ) ? CALL_K_READ : CALL_K, batch, token, hv, k_read);
         for (ptrdiff_t i = 0; i < K; i++) decay[i] = decay_at(c, batch, token, hv, i);
-        for (ptrdiff_t v = 0; v < V; v++) {
-            double *s = &S[v * K], o = 0;
-            dense_step(K, k, decay, beta_at(c, batch, token, hv, v), call_get(c, CALL_V, batch, token, hv, v), s);
-            for (ptrdiff_t i = 0; i < K; i++) o += scale * q[i] * s[i];
+        for (ptrdiff_t i = 0; i < K; i++) q[i] *= scale;
+        for (ptrdiff_t i = 0; i < K && (rounding & GDN_ROUND_SCALED_Q) != 0; i++)
+            q[i] = as_element(c->array[CALL_Q].type, q[i]);
+        for (ptrdiff_t v = 0; v < V && !call_masked(c, n, t); v++) {
+            double *s = &S[v * K], o = 0, column = call_has(c, CALL_GV) ? exp(call_get(c, CALL_GV, batch, token, hv, v)) : 1;
+            for (ptrdiff_t i = 0; i < K; i++) decays[i] = column * decay[i];
+            dense_step(&c->p, k, k_read, decays, beta_at(c, batch, token, hv, v),
+                       call_get(c, CALL_V, batch, token, hv, v), s);
+            for (ptrdiff_t i = 0; i < K; i++) o += q[i] * s[i];
+            for (ptrdiff_t i = 0; i < K && (rounding & GDN_ROUND_STATE) != 0; i++)
+                s[i] = as_element(c->array[CALL_POOL].type, s[i]);
             call_set(c, CALL_O, batch, token, hv, v, o);
         }
-        if (row >= 0) move_state(c, CALL_CACHE, row, t, hv, true, S);
-        if (slot >= 0) move_state(c, CALL_POOL, slot, 0, hv, true, S);
+        if (row >= 0 && call_step(c, t) >= 0) move_state(c, CALL_CACHE, row, call_step(c, t), hv, true, S);
+        for (int i = 0; i < CALL_SLOTS; i++) {
+            ptrdiff_t slot = call_written_slot(c, n, t, i);
+            if (slot >= 0) move_state(c, CALL_POOL, slot, 0, hv, true, S);
+        }
     }
+    free(k_read);
+    free(decays);
     free(q);
     free(k);
     free(decay);
@@ -128,7 +157,7 @@ static void run_dense(call *c) {
             if (!call_padded(c, n) || c->p.padding == GDN_PADDING_COMPUTE) dense_head(c, n, hv);
     for (ptrdiff_t n = 0; n < call_num_seqs(c); n++)
         for (ptrdiff_t t = 0; call_padded(c, n) && c->p.padding == GDN_PADDING_ZERO && t < call_length(c, n); t++)
-            for (ptrdiff_t hv = 0; hv < c->p.num_value_heads; hv++)
+            for (ptrdiff_t hv = 0; hv < c->p.num_value_heads && !call_masked(c, n, t); hv++)
                 for (ptrdiff_t v = 0; v < c->p.head_v_dim; v++)
                     call_set(c, CALL_O, call_batch(c, n), call_token(c, n, t), hv, v, 0);
 }
@@ -292,6 +321,175 @@ static void padding_needs_a_pool(void **state) {
         call_free(c);
     }
     call_free(computed);
+}
+
+/* ---- what is computed before the recurrence -------------------------------------------------------- */
+
+/* The results of gdn_prepare() for a call, in float32 or (oracle) in float64. */
+typedef struct prepared {
+    gdn_params p;
+    gdn_prepared results;
+    void *memory[6];
+} prepared;
+
+static prepared prepare(const call *c) {
+    const gdn_dtype dtype = c->p.compute == GDN_COMPUTE_F64 ? GDN_F64 : GDN_F32;
+    const ptrdiff_t tokens = c->p.batch_size * c->p.seq_len, K = c->p.head_k_dim, HV = c->p.num_value_heads;
+    const ptrdiff_t H = c->p.num_key_heads, gates = HV * (c->p.is_kda ? K : 1);
+    const bool has_gates = call_has(c, CALL_A);
+    const ptrdiff_t sizes[] = {has_gates && c->p.gate_input != GDN_GATE_DECAY ? gates : 0,
+                               has_gates ? gates : 0,
+                               call_has(c, CALL_B) ? HV * (c->p.beta_per_column ? c->p.head_v_dim : 1) : 0,
+                               H * K,
+                               H * K,
+                               call_has(c, CALL_K_READ) ? H * K : 0};
+    prepared y = {c->p, {.g = {0}}, {NULL}};
+    gdn_output *const to[] = {&y.results.g, &y.results.decay, &y.results.beta,
+                              &y.results.q, &y.results.k,     &y.results.k_read};
+    gdn_error error;
+    for (int i = 0; i < 6; i++) {
+        if (sizes[i] == 0) continue;
+        y.memory[i] = new_doubles(tokens * sizes[i] + 1);
+        *to[i] = gdn_output_of(y.memory[i], dtype);
+    }
+    if (gdn_prepare(&y.p, &y.results, &error) != GDN_OK)
+        test_fail("gdn_prepare: %s at %s", gdn_status_name(error.status), error.argument);
+    return y;
+}
+
+static void free_prepared(prepared *y) {
+    for (int i = 0; i < 6; i++) free(y->memory[i]);
+}
+
+static double result_at(const gdn_output *x, ptrdiff_t i) {
+    return element_load((element)x->dtype, (const char *)x->data + (size_t)i * element_size((element)x->dtype));
+}
+
+static void check_result(const char *name, const gdn_output *x, ptrdiff_t i, double expected, double error) {
+    if (x->data == NULL) return;
+    if (!(fabs(result_at(x, i) - expected) <= error))
+        test_fail("%s[%td] is %.17g, expected %.17g", name, i, result_at(x, i), expected);
+}
+
+/* Each result against the formula, within some units in the last place, or the step of the dtype it is rounded to. */
+static void check_prepared(const call *c) {
+    prepared y = prepare(c);
+    const ptrdiff_t K = c->p.head_k_dim, V = c->p.head_v_dim, HV = c->p.num_value_heads;
+    const bool f64 = c->p.compute == GDN_COMPUTE_F64;
+    const double unit = f64 ? 1e-14 : 0x1p-24, coarse = c->p.rounding != 0 && !f64 ? 0x1p-7 : 0;
+    const double scale = c->p.scale == 0 ? pow((double)K, -0.5) : c->p.scale;
+    double *row = new_doubles(K);
+    for (ptrdiff_t i = 0; i < c->p.batch_size * c->p.seq_len * HV; i++) {
+        const ptrdiff_t batch = i / HV / c->p.seq_len, token = i / HV % c->p.seq_len, hv = i % HV;
+        const ptrdiff_t gates = c->p.is_kda ? K : 1, betas = c->p.beta_per_column ? V : 1;
+        for (ptrdiff_t k = 0; k < gates; k++) {
+            const double decay = decay_at(c, batch, token, hv, k), g = log(decay);
+            check_result("g", &y.results.g, i * gates + k, g, 4 * unit * fabs(g) + 1e-16);
+            check_result("decay", &y.results.decay, i * gates + k, decay, (1.3 + fabs(g)) * unit * decay);
+        }
+        for (ptrdiff_t v = 0; v < betas; v++) {
+            const double beta = beta_at(c, batch, token, hv, v);
+            check_result("beta", &y.results.beta, i * betas + v, beta, fmax(1.3 * unit, coarse) * beta);
+        }
+        for (int j = 0; j < 3; j++) {
+            static const call_array arrays[] = {CALL_Q, CALL_K, CALL_K_READ};
+            const gdn_output *const to[] = {&y.results.q, &y.results.k, &y.results.k_read};
+            if (!call_has(c, arrays[j])) continue;
+            load_row(c, arrays[j], batch, token, hv, row);
+            for (ptrdiff_t k = 0; k < K; k++) {
+                double x = j == 0 ? row[k] * scale : row[k];
+                if (j == 0 && (c->p.rounding & GDN_ROUND_SCALED_Q) != 0) x = as_element(c->array[CALL_Q].type, x);
+                check_result(call_array_names[arrays[j]], to[j],
+                             (i / HV * c->p.num_key_heads + call_key_head(c, hv)) * K + k, x,
+                             fmax(8 * unit, coarse) * fabs(x));
+            }
+        }
+    }
+    free(row);
+    free_prepared(&y);
+}
+
+static void prepared_values(void **state) {
+    (void)state;
+    for (ptrdiff_t i = 0; i < num_configs; i++) {
+        call *c = call_new(&configs[i]), *oracle = call_clone_f64(c);
+        test_context("%s, prepared", configs[i].name);
+        check_prepared(c);
+        check_prepared(oracle);
+        call_free(oracle);
+        call_free(c);
+    }
+}
+
+/* What is prepared is what the operator uses: handed to it as it is, it gives the same bits. */
+static void prepared_inputs_give_the_same(void **state) {
+    (void)state;
+    for (ptrdiff_t i = 0; i < 2 * num_configs; i++) {
+        call *first = call_new(&configs[i / 2]), *c = i % 2 ? call_clone_f64(first) : first;
+        call *other = call_clone(c, &call_layouts[0], GUARD_AFTER);
+        prepared y = prepare(c);
+        gdn_params *p = &other->p;
+        test_context("%s, prepared inputs", configs[i / 2].name);
+        if (y.results.decay.data != NULL) {
+            p->a = gdn_tensor_of(y.results.decay.data, y.results.decay.dtype);
+            p->gate_input = GDN_GATE_DECAY;
+            p->has_lower_bound = false;
+        }
+        if (y.results.beta.data != NULL) {
+            p->b = gdn_tensor_of(y.results.beta.data, y.results.beta.dtype);
+            p->beta_input = GDN_BETA_GIVEN;
+            p->allow_neg_eigval = false;
+        }
+        p->q = gdn_tensor_of(y.results.q.data, y.results.q.dtype);
+        p->k = gdn_tensor_of(y.results.k.data, y.results.k.dtype);
+        if (y.results.k_read.data != NULL) p->k_read = gdn_tensor_of(y.results.k_read.data, y.results.k_read.dtype);
+        p->use_qk_l2norm_in_kernel = false;
+        p->scale = 1;
+        p->rounding &= GDN_ROUND_STATE;
+        run(c, RUN_WHOLE);
+        run(other, RUN_WHOLE);
+        assert_same(c, other);
+        free_prepared(&y);
+        call_free(other);
+        if (c != first) call_free(c);
+        call_free(first);
+    }
+}
+
+/* Each rounding, one at a time, is that of the tests' own conversion. */
+static void roundings(void **state) {
+    (void)state;
+    for (int i = 0; i < 2 * 2 * 4; i++) {
+        const element type = i & 1 ? ELEMENT_F16 : ELEMENT_BF16;
+        call_config config = {.p = {FIXED(2, 19), HEADS(2, 4, 37, 35), DTYPES((gdn_dtype)type),
+                                    .k_read.dtype = (gdn_dtype)type, .use_qk_l2norm_in_kernel = true, .scale = 0.5,
+                                    .beta_per_column = i / 4 % 2 != 0, .allow_neg_eigval = i / 8 != 0}};
+        config.p.compute = i & 2 ? GDN_COMPUTE_F64 : GDN_COMPUTE_F32;
+        call *c = call_new(&config);
+        prepared exact = prepare(c);
+        test_context("roundings, kind %d", i);
+        for (unsigned bit = GDN_ROUND_QK; bit < GDN_ROUND_STATE; bit *= 2) {
+            c->p.rounding = bit;
+            prepared y = prepare(c);
+            const ptrdiff_t keys = 2 * 19 * 2 * 37, betas = 2 * 19 * 4 * (c->p.beta_per_column ? 35 : 1);
+            for (ptrdiff_t j = 0; j < keys; j++) {
+                const double q = result_at(&exact.results.q, j), k = result_at(&exact.results.k, j);
+                const double k_read = result_at(&exact.results.k_read, j);
+                const bool qk = bit == GDN_ROUND_QK;
+                check_result("q", &y.results.q, j,
+                             qk ? as_element(type, 2 * q) / 2 : bit == GDN_ROUND_SCALED_Q ? as_element(type, q) : q, 0);
+                check_result("k", &y.results.k, j, qk ? as_element(type, k) : k, 0);
+                check_result("k_read", &y.results.k_read, j, qk ? as_element(type, k_read) : k_read, 0);
+            }
+            for (ptrdiff_t j = 0; j < betas; j++) {
+                const double beta = result_at(&exact.results.beta, j);
+                check_result("beta", &y.results.beta, j, bit == GDN_ROUND_BETA ? as_element(type, beta) : beta, 0);
+            }
+            free_prepared(&y);
+        }
+        free_prepared(&exact);
+        call_free(c);
+    }
 }
 
 /* ---- gates, beta, conversions: element for element ------------------------------------------------ */
@@ -845,6 +1043,9 @@ int main(void) {
         cmocka_unit_test(lengths),
         cmocka_unit_test(padding_computes_from_zeros),
         cmocka_unit_test(padding_needs_a_pool),
+        cmocka_unit_test(prepared_values),
+        cmocka_unit_test(prepared_inputs_give_the_same),
+        cmocka_unit_test(roundings),
         cmocka_unit_test(decays),
         cmocka_unit_test(betas),
         cmocka_unit_test(every_half_is_read_exactly),

@@ -119,6 +119,16 @@ static void step_slots(void) {
     p.num_accepted_tokens = gdn_i32(m.accepted);
 }
 
+/* What few systems have, all of it that goes together. */
+static void everything(void) {
+    pooled();
+    p.k_read = gdn_f32(m.k);
+    p.gv = gdn_f32(m.b);
+    memset(m.packed, 1, TOKENS);
+    p.token_mask.data = (const uint8_t *)m.packed;
+    p.rounding = GDN_ROUND_QK | GDN_ROUND_SCALED_Q | GDN_ROUND_BETA | GDN_ROUND_STATE;
+}
+
 /* One sequence of one token, and room for just that. */
 static void smallest(void) {
     lengths(1, 0, 0);
@@ -228,6 +238,7 @@ static void good_calls(void **state) {
     ACCEPTED(cached, UNCHANGED);
     ACCEPTED(tree, UNCHANGED);
     ACCEPTED(step_slots, UNCHANGED);
+    ACCEPTED(everything, UNCHANGED);
 }
 
 static void required_pointers(void **state) {
@@ -301,6 +312,8 @@ static void sizes(void **state) {
     REFUSED(tree, p.retrieve_parent_token.num_columns = -1, GDN_ERROR_SIZE, "retrieve_parent_token");
     REFUSED(step_slots, p.ssm_state_indices.num_columns = -1, GDN_ERROR_SIZE, "ssm_state_indices");
     REFUSED(two_pools, p.output_state_pool.num_states = 0, GDN_ERROR_SIZE, "output_state_pool");
+    REFUSED(cached, p.step_interval = -1, GDN_ERROR_SIZE, "step_interval");
+    REFUSED(fixed_length, p.step_interval = PTRDIFF_MIN, GDN_ERROR_SIZE, "step_interval");
 
     ACCEPTED(fixed_length, p.seq_len = 0);
     ACCEPTED(fixed_length, p.num_seqs = BATCH);
@@ -335,6 +348,9 @@ static void enumerations(void **state) {
     REFUSED(fixed_length, p.isa = GDN_NUM_ISAS, GDN_ERROR_ENUM, "isa");
     REFUSED(fixed_length, p.isa = (gdn_isa)-1, GDN_ERROR_ENUM, "isa");
 
+    REFUSED(identity_slots, p.rounding = 2 * GDN_ROUND_STATE, GDN_ERROR_ENUM, "rounding");
+    REFUSED(identity_slots, p.rounding = ~0u, GDN_ERROR_ENUM, "rounding");
+
     ACCEPTED(fixed_length, p.state_layout = GDN_STATE_LAYOUT_NOT_SET);
     ACCEPTED(identity_slots, p.state_layout = GDN_STATE_VK);
 }
@@ -351,6 +367,8 @@ static void element_types(void **state) {
         REFUSED(fixed_length, p.v.dtype = bad[i], GDN_ERROR_ENUM, "v");
         REFUSED(fixed_length, p.b.dtype = bad[i], GDN_ERROR_ENUM, "b");
         REFUSED(fixed_length, p.o.dtype = bad[i], GDN_ERROR_ENUM, "o");
+        REFUSED(everything, p.k_read.dtype = bad[i], GDN_ERROR_ENUM, "k_read");
+        REFUSED(everything, p.gv.dtype = bad[i], GDN_ERROR_ENUM, "gv");
         REFUSED(cached, p.initial_state_source.dtype = bad[i], GDN_ERROR_ENUM, "initial_state_source");
         REFUSED(cached, p.intermediate_states_buffer.dtype = bad[i], GDN_ERROR_ENUM, "intermediate_states_buffer");
     }
@@ -416,7 +434,21 @@ static void combinations(void **state) {
     ACCEPTED(identity_slots, (p.has_null_slot = true, p.null_slot = SEQS));
     REFUSED(two_pools, (p.ssm_state_indices = gdn_i32(m.slots), p.num_accepted_tokens = gdn_i32(m.accepted)),
             GDN_ERROR_COMBINATION, "num_accepted_tokens");
-    REFUSED(step_slots, p.output_state_indices = gdn_i32(m.writes), GDN_ERROR_COMBINATION, "ssm_state_indices");
+    REFUSED(step_slots, p.step_interval = 2, GDN_ERROR_COMBINATION, "step_interval");
+    REFUSED(step_slots, (p.num_accepted_tokens.data = NULL, p.step_interval = 2), GDN_ERROR_COMBINATION,
+            "step_interval");
+    REFUSED(tree, p.step_interval = 2, GDN_ERROR_COMBINATION, "step_interval");
+    ACCEPTED(tree, p.step_interval = 1);
+    ACCEPTED(step_slots, p.step_interval = 1);
+    ACCEPTED(cached, p.step_interval = PTRDIFF_MAX);
+    REFUSED(everything, p.read_before_decay = true, GDN_ERROR_COMBINATION, "read_before_decay");
+    ACCEPTED(everything, (p.read_before_decay = true, p.gv.data = NULL));
+    REFUSED(everything, (p.homogeneous = true, p.v.data = NULL, p.o.data = NULL), GDN_ERROR_COMBINATION, "homogeneous");
+    ACCEPTED(everything, (p.homogeneous = true, p.v.data = p.gv.data = NULL, p.o.data = NULL));
+    REFUSED(fixed_length, p.rounding = GDN_ROUND_STATE, GDN_ERROR_COMBINATION, "rounding");
+    ACCEPTED(pooled, (p.rounding = GDN_ROUND_STATE, p.disable_state_update = true));
+    ACCEPTED(two_pools,
+             (p.rounding = GDN_ROUND_STATE, p.initial_state_source.data = NULL, p.initial_state_indices.data = NULL));
     REFUSED(fixed_length, (p.has_lower_bound = true, p.gate_input = GDN_GATE_LOG), GDN_ERROR_COMBINATION,
             "has_lower_bound");
     REFUSED(fixed_length, (p.has_lower_bound = true, p.gate_input = GDN_GATE_DECAY), GDN_ERROR_COMBINATION,
@@ -435,7 +467,23 @@ static void strides(void **state) {
     /* Negative ones, and each axis one element too tight for the one below. */
     REFUSED(fixed_length, p.q.head_stride = -K, GDN_ERROR_STRIDE, "q");
     REFUSED(fixed_length, p.q.token_stride = -(H * K), GDN_ERROR_STRIDE, "q");
-    REFUSED(fixed_length, p.q.batch_stride = PTRDIFF_MIN, GDN_ERROR_STRIDE, "q");
+    REFUSED(fixed_length, p.q.batch_stride = PTRDIFF_MIN + 1, GDN_ERROR_STRIDE, "q");
+    REFUSED(everything, p.k_read.token_stride = H * K - 1, GDN_ERROR_STRIDE, "k_read");
+    REFUSED(everything, p.gv.head_stride = V - 1, GDN_ERROR_STRIDE, "gv");
+    REFUSED(everything, p.token_mask.token_stride = -1, GDN_ERROR_STRIDE, "token_mask");
+    REFUSED(fixed_length, (p.token_mask.data = (const uint8_t *)m.packed, p.token_mask.batch_stride = STEPS - 1),
+            GDN_ERROR_STRIDE, "token_mask");
+    /* Only what is read can be one element for a whole axis. */
+    REFUSED(fixed_length, p.o.head_stride = GDN_BROADCAST, GDN_ERROR_STRIDE, "o");
+    REFUSED(fixed_length, p.o.token_stride = GDN_BROADCAST, GDN_ERROR_STRIDE, "o");
+    REFUSED(fixed_length, p.o.batch_stride = GDN_BROADCAST, GDN_ERROR_STRIDE, "o");
+    REFUSED(identity_slots, p.initial_state_source.slot_stride = GDN_BROADCAST, GDN_ERROR_STRIDE,
+            "initial_state_source");
+    REFUSED(cached, p.intermediate_states_buffer.step_stride = GDN_BROADCAST, GDN_ERROR_STRIDE,
+            "intermediate_states_buffer");
+    REFUSED(cached, p.initial_state_indices.row_stride = GDN_BROADCAST, GDN_ERROR_STRIDE, "initial_state_indices");
+    REFUSED(fixed_length, p.A_log.token_stride = GDN_BROADCAST, GDN_ERROR_STRIDE, "A_log");
+    REFUSED(fixed_length, (p.q.head_stride = GDN_BROADCAST, p.q.token_stride = K - 1), GDN_ERROR_STRIDE, "q");
     REFUSED(fixed_length, p.q.head_stride = K - 1, GDN_ERROR_STRIDE, "q");
     REFUSED(fixed_length, p.k.token_stride = H * K - 1, GDN_ERROR_STRIDE, "k");
     REFUSED(fixed_length, p.k.batch_stride = STEPS * H * K - 1, GDN_ERROR_STRIDE, "k");
@@ -590,6 +638,12 @@ static void steps(void **state) {
     REFUSED_AT(cached, p.intermediate_states_buffer.num_steps = 2, GDN_ERROR_SIZE, "intermediate_states_buffer", 1, -1);
     REFUSED_AT(tree, p.retrieve_parent_token.num_columns = 2, GDN_ERROR_SIZE, "retrieve_parent_token", 1, -1);
     REFUSED_AT(step_slots, p.ssm_state_indices.num_columns = 2, GDN_ERROR_SIZE, "ssm_state_indices", 1, -1);
+    REFUSED_AT(two_pools, (p.ssm_state_indices = gdn_indices_of(m.slots, GDN_I32, 1), p.step_interval = 1),
+               GDN_ERROR_SIZE, "ssm_state_indices", 0, -1);
+    REFUSED_AT(cached, (lengths(1, 5, 0), p.step_interval = 2, p.intermediate_states_buffer.num_steps = 1),
+               GDN_ERROR_SIZE, "intermediate_states_buffer", 1, -1);
+    ACCEPTED(cached, (lengths(1, 5, 0), p.step_interval = 2, p.intermediate_states_buffer.num_steps = 2));
+    ACCEPTED(cached, (lengths(1, 5, 0), p.step_interval = 3, p.intermediate_states_buffer.num_steps = 1));
     /* Parents: [-1 0 7] of two tokens, [-1 0 0] of three, [-1 9 9] of one. */
     REFUSED_AT(tree, m.parents[1 * STEPS + 1] = 1, GDN_ERROR_INDEX, "retrieve_parent_token", 4, -1);
     REFUSED_AT(tree, m.parents[1 * STEPS + 2] = 2, GDN_ERROR_INDEX, "retrieve_parent_token", 5, -1);
@@ -612,15 +666,19 @@ static void steps(void **state) {
 /* A plan has no addresses: what has a dtype is there. */
 static void plans(void **state) {
     (void)state;
-    static void (*const calls[])(void) = {fixed_length, varlen, identity_slots, read_and_written,
-                                         two_pools,    cached, tree,           step_slots};
+    static void (*const calls[])(void) = {fixed_length, varlen, identity_slots, read_and_written, two_pools,
+                                          cached,       tree,   step_slots,     everything};
     gdn_error error;
     for (size_t i = 0; i < COUNT(calls); i++) {
         calls[i]();
-        gdn_tensor *const tensors[] = {&p.A_log, &p.a, &p.dt_bias, &p.q, &p.k, &p.v, &p.b};
-        gdn_indices *const indices[] = {&p.cu_seqlens, &p.initial_state_indices, &p.output_state_indices,
-                                        &p.intermediate_state_indices, &p.retrieve_parent_token,
-                                        &p.ssm_state_indices, &p.num_accepted_tokens};
+        gdn_tensor *const tensors[] = {&p.A_log, &p.a, &p.dt_bias, &p.q, &p.k, &p.v, &p.b, &p.k_read, &p.gv};
+        gdn_indices *const indices[] = {&p.cu_seqlens,
+                                        &p.initial_state_indices,
+                                        &p.output_state_indices,
+                                        &p.intermediate_state_indices,
+                                        &p.retrieve_parent_token,
+                                        &p.ssm_state_indices,
+                                        &p.num_accepted_tokens};
         for (size_t j = 0; j < COUNT(tensors); j++) tensors[j]->data = NULL;
         for (size_t j = 0; j < COUNT(indices); j++) indices[j]->data = NULL;
         p.o.data = p.initial_state_source.data = p.output_state_pool.data = p.intermediate_states_buffer.data = NULL;
@@ -630,7 +688,7 @@ static void plans(void **state) {
         assert_int_not_equal(gdn_validate(&p, NULL), GDN_OK);
         p.a.dtype = p.A_log.dtype = p.dt_bias.dtype = p.b.dtype = GDN_DTYPE_NOT_SET; /* absent */
         assert_int_equal(gdn_validate_plan(&p, &error), GDN_OK);
-        p.v.dtype = p.o.dtype = GDN_DTYPE_NOT_SET, p.homogeneous = true;
+        p.v.dtype = p.o.dtype = p.gv.dtype = GDN_DTYPE_NOT_SET, p.homogeneous = true;
         assert_int_equal(gdn_validate_plan(&p, &error), GDN_OK);
         p.homogeneous = false;
         assert_int_equal(gdn_validate_plan(&p, &error), GDN_ERROR_NULL);
@@ -692,6 +750,18 @@ static void conflicts(void **state) {
                (p.num_accepted_tokens.data = NULL, p.initial_state_indices = gdn_i32(m.reads), m.reads[0] = 4,
                 m.reads[1] = 2, m.reads[2] = 5),
                GDN_ERROR_CONFLICT, "ssm_state_indices", 5, 0);
+    /* And the slots of the final states: [0 1 .] [2 3 4] [5 . .] for the steps. */
+    REFUSED_AT(step_slots, (p.output_state_indices = gdn_i32(m.writes), m.writes[0] = -1, m.writes[1] = 1),
+               GDN_ERROR_CONFLICT, "output_state_indices", 1, 1);
+    REFUSED_AT(step_slots, (p.output_state_indices = gdn_i32(m.writes), m.writes[0] = 3), GDN_ERROR_CONFLICT,
+               "ssm_state_indices", 4, 0);
+    REFUSED_AT(step_slots,
+               (p.output_state_indices = gdn_i32(m.writes), m.writes[0] = m.writes[1] = 6, m.writes[2] = -1),
+               GDN_ERROR_CONFLICT, "output_state_indices", 1, 0);
+    ACCEPTED(step_slots,
+             (p.output_state_indices = gdn_i32(m.writes), m.writes[0] = 1, m.writes[1] = 6, m.writes[2] = -1));
+    ACCEPTED(step_slots,
+             (p.output_state_indices = gdn_i32(m.writes), m.writes[0] = 0, m.writes[1] = 2, m.writes[2] = 5));
     /* Two pools. */
     REFUSED_AT(two_pools, (p.output_state_indices = gdn_i32(m.writes), m.writes[0] = m.writes[2] = 1),
                GDN_ERROR_CONFLICT, "output_state_indices", 2, 0);
@@ -825,6 +895,13 @@ static void output_overlaps(void **state) {
     REFUSED(fixed_length, p.k.data = m.o, GDN_ERROR_OVERLAP, "o");
     REFUSED(fixed_length, p.v.data = m.o, GDN_ERROR_OVERLAP, "o");
     REFUSED(fixed_length, p.b.data = m.o, GDN_ERROR_OVERLAP, "o");
+    REFUSED(everything, p.k_read.data = m.o, GDN_ERROR_OVERLAP, "o");
+    REFUSED(everything, p.gv.data = m.o, GDN_ERROR_OVERLAP, "o");
+    REFUSED(everything, p.token_mask.data = (const uint8_t *)m.o, GDN_ERROR_OVERLAP, "o");
+    REFUSED(fixed_length, (p.q.head_stride = p.q.token_stride = p.q.batch_stride = GDN_BROADCAST, p.q.data = m.o + 4),
+            GDN_ERROR_OVERLAP, "o");
+    ACCEPTED(fixed_length,
+             (p.q.head_stride = p.q.token_stride = p.q.batch_stride = GDN_BROADCAST, p.q.data = m.o + TOKENS * HV * V));
     REFUSED(fixed_length, p.scratch = m.o, GDN_ERROR_OVERLAP, "o");
     REFUSED(fixed_length, (p.scratch = m.o, p.scratch_size = gdn_scratch_size(&p)), GDN_ERROR_OVERLAP, "o");
     REFUSED(fixed_length, (p.scratch = m.o, p.scratch_size = 1), GDN_ERROR_SCRATCH, "scratch");
@@ -1047,6 +1124,90 @@ static void work_items(void **state) {
     }
 }
 
+/* ---- What is computed before the recurrence ---- */
+
+static gdn_prepared results;
+
+static gdn_status prepare(const gdn_params *params, gdn_error *error) { return gdn_prepare(params, &results, error); }
+
+/* All results, in the memory of the outputs and the cache; nothing else is there. */
+static void preparing(void) {
+    fixed_length();
+    p.v.data = NULL;
+    p.o.data = NULL;
+    p.k_read = gdn_f32(m.k);
+    results.g = gdn_out_f32(m.cache);
+    results.decay = gdn_out_f32(m.cache + 100);
+    results.beta = gdn_out_f32(m.cache + 200);
+    results.q = gdn_out_f32(m.pool);
+    results.k = gdn_out_f32(m.pool + TOKENS * H * K);
+    results.k_read = gdn_out_f32(m.pool + 2 * TOKENS * H * K);
+}
+
+static void check_prepare(int line, const char *change, gdn_status status, const char *argument) {
+    const gdn_error expected = {status, argument, -1, -1};
+    memcpy(&before, &m, sizeof m);
+    check_call(line, change, "gdn_prepare", prepare, &expected);
+    if (status != GDN_OK && memcmp(&m, &before, sizeof m) != 0)
+        explain(line, change, "memory was written", &expected, &expected);
+}
+#define PREPARE(change, status, argument)                                                                              \
+    (preparing(), (void)(change), check_prepare(__LINE__, #change, status, argument))
+
+static void prepared(void **state) {
+    (void)state;
+    const gdn_prepared none = {0};
+    gdn_error error;
+    PREPARE(UNCHANGED, GDN_OK, "");
+    PREPARE(results = none, GDN_OK, "");
+    PREPARE((p.compute = GDN_COMPUTE_F64, results.g.dtype = GDN_F64, results.decay.data = NULL), GDN_OK, "");
+    PREPARE(p.scratch = NULL, GDN_OK, "");
+    PREPARE(p.seq_len = 0, GDN_OK, "");
+    PREPARE((p.seq_len = 0, p.q.data = p.k.data = p.a.data = p.A_log.data = p.dt_bias.data = NULL), GDN_OK, "");
+    assert_int_equal(gdn_prepare(NULL, &results, &error), GDN_ERROR_NULL);
+    assert_string_equal(error.argument, "params");
+    assert_int_equal(gdn_prepare(&p, NULL, &error), GDN_ERROR_NULL);
+    assert_string_equal(error.argument, "results");
+
+    /* What is not asked for may be absent. */
+    PREPARE(p.q.data = NULL, GDN_ERROR_NULL, "q");
+    PREPARE((p.q.data = NULL, results.q.data = NULL), GDN_OK, "");
+    PREPARE(p.k.data = NULL, GDN_ERROR_NULL, "k");
+    PREPARE((p.k.data = NULL, results.k.data = NULL), GDN_OK, "");
+    PREPARE((p.q.data = p.k.data = NULL, results.q.data = results.k.data = NULL), GDN_OK, "");
+    PREPARE(p.k_read.data = NULL, GDN_ERROR_NULL, "k_read");
+    PREPARE((p.k_read.data = NULL, results.k_read.data = NULL), GDN_OK, "");
+    PREPARE(p.b.data = NULL, GDN_ERROR_NULL, "b");
+    PREPARE((p.b.data = NULL, results.beta.data = NULL), GDN_OK, "");
+    PREPARE(p.a.data = NULL, GDN_ERROR_NULL, "a");
+    PREPARE((p.a.data = p.A_log.data = p.dt_bias.data = NULL), GDN_ERROR_NULL, "a");
+    PREPARE((p.a.data = p.A_log.data = p.dt_bias.data = NULL, results.g.data = results.decay.data = NULL), GDN_OK, "");
+    PREPARE(p.A_log.data = NULL, GDN_ERROR_NULL, "A_log");
+    PREPARE((p.A_log.data = NULL, results.g.data = results.decay.data = NULL), GDN_OK, "");
+    PREPARE((p.A_log.data = NULL, p.gate_input = GDN_GATE_LOG), GDN_OK, "");
+
+    PREPARE(p.gate_input = GDN_GATE_DECAY, GDN_ERROR_COMBINATION, "results.g");
+    PREPARE((p.gate_input = GDN_GATE_DECAY, results.g.data = NULL), GDN_OK, "");
+    PREPARE(p.head_k_dim = 0, GDN_ERROR_SIZE, "head_k_dim");
+    PREPARE(p.scale = -1, GDN_ERROR_VALUE, "scale");
+    PREPARE(p.k.dtype = GDN_F64, GDN_ERROR_ENUM, "k");
+    PREPARE(results.k.dtype = GDN_F64, GDN_ERROR_ENUM, "results.k");
+    PREPARE(results.beta.dtype = GDN_DTYPE_NOT_SET, GDN_ERROR_ENUM, "results.beta");
+    PREPARE(results.q.head_stride = K - 1, GDN_ERROR_STRIDE, "results.q");
+    PREPARE(results.decay.token_stride = GDN_BROADCAST, GDN_ERROR_STRIDE, "results.decay");
+    PREPARE(results.g.batch_stride = PTRDIFF_MAX, GDN_ERROR_OVERFLOW, "results.g");
+    PREPARE(results.q.data = m.q, GDN_ERROR_OVERLAP, "results.q");
+    PREPARE(results.k.data = m.pool, GDN_ERROR_OVERLAP, "results.q"); /* the first of two */
+    PREPARE(results.beta.data = m.scratch, GDN_ERROR_OVERLAP, "scratch");
+    PREPARE(p.scratch_size = gdn_scratch_size(&p) - 1, GDN_ERROR_SCRATCH, "scratch");
+    PREPARE((p.seq_len = 0, p.batch_size = 1, p.head_k_dim = PTRDIFF_MAX / 4), GDN_ERROR_OVERFLOW, "head_k_dim");
+    /* States and indices are not looked at. */
+    PREPARE((p.cu_seqlens.data = m.o, p.num_seqs = -3, p.initial_state_source.num_states = -1,
+             p.initial_state_source.data = m.o, p.homogeneous = p.has_null_slot = p.disable_state_update = true,
+             p.rounding = GDN_ROUND_STATE, p.step_interval = -1, p.token_mask.data = (const uint8_t *)m.cache),
+            GDN_OK, "");
+}
+
 /* ---- Names ---- */
 
 /* What is asked before anything is validated: sizes of any kind. */
@@ -1141,6 +1302,7 @@ int main(void) {
         TEST(instruction_sets),
         TEST(scratch),
         TEST(work_items),
+        TEST(prepared),
         TEST(sizes_unchecked),
         TEST(statuses),
     };

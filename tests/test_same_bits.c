@@ -132,6 +132,12 @@ static const call_config splits[] = {
      .lens = LIST(260, 7),
      .initial_state_indices = LIST(1, 0)},
     {.name = "one row", .p = {FIXED(1, 300), HEADS(1, 1, 1, 1), POOL(KV, 1, GDN_F32)}},
+    {.name = "key to read, before the decay",
+     .p = {FIXED(1, 300), HEADS(1, 2, 20, 24), POOL(KV, 1, GDN_F32), .k_read.dtype = GDN_F32,
+           .read_before_decay = true}},
+    {.name = "decay per column, mask",
+     .p = {FIXED(1, 300), HEADS(1, 2, 20, 24), POOL(KV, 1, GDN_F32), .gv.dtype = GDN_F32},
+     .mask = true},
 };
 
 /* Splits of sequences longer than any block of tokens inside the library; pieces change the instruction set too. In
@@ -175,6 +181,110 @@ static void any_split(void **state) {
         call_free(split);
         call_free(whole);
     }
+}
+
+/* States that are rounded after every token are those of one call for each token, through a pool of that dtype. */
+static void rounded_states(void **state) {
+    (void)state;
+    static ptrdiff_t single[70];
+    for (ptrdiff_t t = 0; t < COUNT(single); t++) single[t] = t + 1;
+    for (int i = 0; i < 8; i++) {
+        call_config config = {.p = {FIXED(2, COUNT(single)), HEADS(1, 2, 20, 40), POOL(KV, 2, GDN_BF16)}};
+        config.p.state_layout = i & 1 ? GDN_STATE_VK : GDN_STATE_KV;
+        config.p.is_kda = (i & 2) != 0;
+        config.p.initial_state_source.dtype = i & 4 ? GDN_F16 : GDN_BF16;
+        call *split = call_new(&config), *whole = call_clone(split, &call_layouts[0], GUARD_AFTER);
+        whole->p.rounding = GDN_ROUND_STATE;
+        test_context("rounded states, kind %d", i);
+        run_split(split, single, COUNT(single));
+        run(whole, RUN_WHOLE);
+        assert_same(whole, split);
+        call_free(whole);
+        call_free(split);
+    }
+}
+
+/* ---- inputs that are one element for a whole axis --------------------------------------------------- */
+
+static gdn_tensor *tensor_of(gdn_params *p, call_array which) {
+    switch (which) {
+    case CALL_A_LOG: return &p->A_log;
+    case CALL_A: return &p->a;
+    case CALL_DT_BIAS: return &p->dt_bias;
+    case CALL_Q: return &p->q;
+    case CALL_K: return &p->k;
+    case CALL_V: return &p->v;
+    case CALL_B: return &p->b;
+    case CALL_K_READ: return &p->k_read;
+    case CALL_GV: return &p->gv;
+    default: return NULL;
+    }
+}
+
+/* Every place of an axis holds what its first one does. */
+static void repeat_first(call *c, call_array which, int axes) {
+    const ptrdiff_t *n = c->array[which].shape;
+    for (ptrdiff_t i0 = 0; i0 < n[0]; i0++)
+        for (ptrdiff_t i1 = 0; i1 < n[1]; i1++)
+            for (ptrdiff_t i2 = 0; i2 < n[2]; i2++)
+                for (ptrdiff_t i3 = 0; i3 < n[3]; i3++)
+                    call_set(c, which, i0, i1, i2, i3,
+                             call_get(c, which, axes & 1 ? 0 : i0, axes & 2 ? 0 : i1, axes & 4 ? 0 : i2, i3));
+}
+
+/* The array without those axes, in memory that ends where it does. */
+static gdn_tensor without_axes(const call *c, call_array which, int axes, guard_block *block) {
+    const strided *s = &c->array[which];
+    const size_t size = element_size(s->type);
+    ptrdiff_t n[3], count = s->shape[3];
+    for (int i = 0; i < 3; i++) {
+        n[i] = axes >> i & 1 ? 1 : s->shape[i];
+        count *= n[i];
+    }
+    *block = guard_alloc((size_t)count * size, GUARD_AFTER);
+    unsigned char *to = block->data;
+    for (ptrdiff_t i0 = 0; i0 < n[0]; i0++)
+        for (ptrdiff_t i1 = 0; i1 < n[1]; i1++)
+            for (ptrdiff_t i2 = 0; i2 < n[2]; i2++, to += (size_t)s->shape[3] * size)
+                memcpy(to, call_at(c, which, i0, i1, i2, 0), (size_t)s->shape[3] * size);
+    const bool heads_only = which == CALL_A_LOG || which == CALL_DT_BIAS;
+    gdn_tensor x = gdn_tensor_of(block->data, (gdn_dtype)s->type);
+    x.batch_stride = axes & 1 && !heads_only ? GDN_BROADCAST : 0;
+    x.token_stride = axes & 2 && !heads_only ? GDN_BROADCAST : 0;
+    x.head_stride = axes & 4 ? GDN_BROADCAST : 0;
+    return x;
+}
+
+static void broadcast_inputs(void **state) {
+    (void)state;
+    for (int kind = 0; kind < 8; kind++)
+        for (call_array which = CALL_A_LOG; which <= CALL_MASK; which++)
+            for (int axes = 1; axes < 8; axes++) {
+                call_config config = {.p = {FIXED(2, kind & 4 ? 1 : 20), HEADS(2, 4, 16, 32), POOL(KV, 2, GDN_F32)}};
+                config.p.is_kda = (kind & 1) != 0;
+                config.p.state_layout = kind & 2 ? GDN_STATE_VK : GDN_STATE_KV;
+                if (which == CALL_K_READ) config.p.k_read.dtype = GDN_F32;
+                if (which == CALL_GV) config.p.gv.dtype = GDN_F32;
+                config.mask = which == CALL_MASK;
+                call *whole = call_new(&config), *narrow;
+                guard_block block;
+                test_context("%s, axes %d, kind %d", call_array_names[which], axes, kind);
+                repeat_first(whole, which, axes);
+                narrow = call_clone(whole, &call_layouts[0], GUARD_AFTER);
+                const gdn_tensor x = without_axes(whole, which, axes, &block);
+                if (which == CALL_MASK) {
+                    narrow->p.token_mask.data = x.data;
+                    narrow->p.token_mask.batch_stride = x.batch_stride;
+                    narrow->p.token_mask.token_stride = x.token_stride;
+                } else
+                    *tensor_of(&narrow->p, which) = x;
+                run(whole, RUN_WHOLE);
+                run(narrow, RUN_WHOLE);
+                assert_same(whole, narrow);
+                guard_free(&block);
+                call_free(narrow);
+                call_free(whole);
+            }
 }
 
 /* In chunks both layouts give the same bits. */
@@ -481,6 +591,8 @@ int main(void) {
         cmocka_unit_test(repeated_calls),
         cmocka_unit_test(alone_or_in_any_batch),
         cmocka_unit_test(any_split),
+        cmocka_unit_test(rounded_states),
+        cmocka_unit_test(broadcast_inputs),
         cmocka_unit_test(any_state_layout),
         cmocka_unit_test(no_pool_is_a_pool_of_zeros),
         cmocka_unit_test(documented_order_of_operations),

@@ -15,6 +15,9 @@ const char *const call_array_names[CALL_NUM_ARRAYS] = {
     [CALL_K] = "k",
     [CALL_V] = "v",
     [CALL_B] = "b",
+    [CALL_K_READ] = "k_read",
+    [CALL_GV] = "gv",
+    [CALL_MASK] = "token_mask",
     [CALL_INITIAL_POOL] = "initial_state_source before the call",
     [CALL_CU_SEQLENS] = "cu_seqlens",
     [CALL_INITIAL_INDICES] = "initial_state_indices",
@@ -120,6 +123,11 @@ static void set_params(call *c, bool strides) {
     p->k = tensor(&x[CALL_K], strides);
     p->v = tensor(&x[CALL_V], strides);
     p->b = tensor(&x[CALL_B], strides);
+    p->k_read = tensor(&x[CALL_K_READ], strides);
+    p->gv = tensor(&x[CALL_GV], strides);
+    p->token_mask.data = x[CALL_MASK].data;
+    p->token_mask.batch_stride = strides ? x[CALL_MASK].stride[0] : 0;
+    p->token_mask.token_stride = strides ? x[CALL_MASK].stride[1] : 0;
     gdn_tensor o = tensor(&x[CALL_O], strides);
     p->o = gdn_output_of(x[CALL_O].data, o.dtype);
     p->o.batch_stride = o.batch_stride;
@@ -298,6 +306,9 @@ static double draw(rng *r, call_array which, const gdn_params *p) {
     case CALL_A_LOG: return log(rng_uniform(r, 0, 16));
     case CALL_DT_BIAS: return inverse_softplus(draw_dt(r));
     case CALL_A: return draw_gate(r, p);
+    case CALL_GV: return -fabs(rng_normal(r)) / 2;
+    case CALL_MASK: return rng_below(r, 3) > 0;
+    case CALL_K_READ:
     case CALL_K: return rng_normal(r) / (p->use_qk_l2norm_in_kernel ? 1 : sqrt((double)p->head_k_dim));
     case CALL_B: return p->beta_input == GDN_BETA_RAW ? rng_normal(r) : 1 / (1 + exp(-rng_normal(r)));
     default: return rng_normal(r);
@@ -339,6 +350,9 @@ call *call_new(const call_config *config) {
     describe(&shape, CALL_K, or_f32(p->k.dtype), B, T, H, K);
     describe(&shape, CALL_V, or_f32(p->v.dtype), B, T, HV, V);
     if (!config->no_b) describe(&shape, CALL_B, or_f32(p->b.dtype), B, T, HV, betas);
+    if (p->k_read.dtype != GDN_DTYPE_NOT_SET) describe(&shape, CALL_K_READ, (int)p->k_read.dtype, B, T, H, K);
+    if (p->gv.dtype != GDN_DTYPE_NOT_SET) describe(&shape, CALL_GV, (int)p->gv.dtype, B, T, HV, V);
+    if (config->mask) describe(&shape, CALL_MASK, ELEMENT_U8, B, T, 1, 1);
     describe(&shape, CALL_O, or_f32(p->o.dtype), B, T, HV, V);
     const gdn_state_pool *pool = &p->initial_state_source;
     if (pool->num_states > 0) {
@@ -390,7 +404,9 @@ call *call_clone_indices(const call *c) {
 
 call *call_clone_outputs(const call *c, element type) {
     call shape = *c;
-    shape.array[CALL_O].type = shape.array[CALL_INITIAL_POOL].type = shape.array[CALL_POOL].type = type;
+    shape.array[CALL_O].type = type;
+    if ((c->p.rounding & GDN_ROUND_STATE) == 0)
+        shape.array[CALL_INITIAL_POOL].type = shape.array[CALL_POOL].type = type;
     if (!call_has(c, CALL_PARENTS)) shape.array[CALL_CACHE].type = type;
     return copy_inputs(allocate(&shape, &call_layouts[0], GUARD_AFTER), c);
 }
@@ -418,7 +434,7 @@ call *call_clone_transposed(const call *c) {
 
 static bool is_token_array(call_array which) {
     return which == CALL_A || which == CALL_B || which == CALL_Q || which == CALL_K || which == CALL_V ||
-           which == CALL_O;
+           which == CALL_K_READ || which == CALL_GV || which == CALL_MASK || which == CALL_O;
 }
 
 static bool is_sequence_array(call_array which) { return which >= CALL_INITIAL_INDICES && which <= CALL_ACCEPTED; }
@@ -478,8 +494,10 @@ static ptrdiff_t slot_or_none(const call *c, ptrdiff_t slot) {
 bool call_in_chunks(const call *c) {
     bool single = false;
     for (ptrdiff_t n = 0; n < call_num_seqs(c); n++) single = single || call_length(c, n) == 1;
-    return c->p.compute == GDN_COMPUTE_F32_CHUNKS && !call_has(c, CALL_CACHE) && !call_has(c, CALL_STEP_SLOTS) &&
-           !single;
+    const bool steps = call_has(c, CALL_CACHE) || call_has(c, CALL_STEP_SLOTS);
+    const bool between = call_has(c, CALL_GV) || call_has(c, CALL_MASK) || (c->p.rounding & GDN_ROUND_STATE) != 0;
+    return c->p.compute == GDN_COMPUTE_F32_CHUNKS && !single && !between && !c->p.read_before_decay &&
+           (!steps || (c->p.step_interval > 0 && c->p.step_interval % 16 == 0));
 }
 
 ptrdiff_t call_num_seqs(const call *c) { return call_has(c, CALL_CU_SEQLENS) ? c->p.num_seqs : c->p.batch_size; }
@@ -512,12 +530,24 @@ ptrdiff_t call_start_slot(const call *c, ptrdiff_t n) {
 
 bool call_padded(const call *c, ptrdiff_t n) { return call_has(c, CALL_POOL) && call_start_slot(c, n) < 0; }
 
-ptrdiff_t call_written_slot(const call *c, ptrdiff_t n, ptrdiff_t t) {
+bool call_masked(const call *c, ptrdiff_t n, ptrdiff_t t) {
+    return call_has(c, CALL_MASK) && call_get(c, CALL_MASK, call_batch(c, n), call_token(c, n, t), 0, 0) == 0;
+}
+
+ptrdiff_t call_step(const call *c, ptrdiff_t t) {
+    ptrdiff_t interval = c->p.step_interval == 0 ? 1 : c->p.step_interval;
+    return (t + 1) % interval == 0 ? (t + 1) / interval - 1 : -1;
+}
+
+ptrdiff_t call_written_slot(const call *c, ptrdiff_t n, ptrdiff_t t, int i) {
     if (!call_has(c, CALL_POOL) || c->p.disable_state_update || call_padded(c, n)) return -1;
-    if (call_has(c, CALL_STEP_SLOTS)) return slot_or_none(c, index_at(c, CALL_STEP_SLOTS, n, t));
+    if (i == 0) {
+        if (!call_has(c, CALL_STEP_SLOTS) || call_step(c, t) < 0) return -1;
+        return slot_or_none(c, index_at(c, CALL_STEP_SLOTS, n, call_step(c, t)));
+    }
     if (t != call_length(c, n) - 1) return -1;
     if (call_has(c, CALL_OUTPUT_INDICES)) return slot_or_none(c, index_at(c, CALL_OUTPUT_INDICES, n, 0));
-    return call_start_slot(c, n);
+    return call_has(c, CALL_STEP_SLOTS) ? -1 : call_start_slot(c, n);
 }
 
 ptrdiff_t call_cache_row(const call *c, ptrdiff_t n) {

@@ -19,7 +19,8 @@ typedef struct call_list {
     { (ptrdiff_t)(sizeof(LIST_VALUES(__VA_ARGS__)) / sizeof(int)), LIST_VALUES(__VA_ARGS__) }
 
 /* What a call is made from. `p` holds sizes, options and dtypes (float32 where not set) and no pointers; a pool and
- * a cache are present where their sizes are set, an index array where its list is not empty. */
+ * a cache are present where their sizes are set, k_read and gv where their dtypes are, an index array where its list is
+ * not empty. */
 typedef struct call_config {
     const char *name;
     gdn_params p;
@@ -30,6 +31,7 @@ typedef struct call_config {
     gdn_index_dtype index_dtype; /* of all index arrays; int32 where not set */
     bool no_b, no_a;             /* leave b absent; leave a, A_log and dt_bias absent */
     bool no_A_log, no_dt_bias;   /* leave one of these absent */
+    bool mask;                   /* leave out every third token or so */
     double tolerance;            /* of float32 against float64; 0: the usual one */
 } call_config;
 
@@ -41,6 +43,9 @@ typedef enum call_array {
     CALL_K,
     CALL_V,
     CALL_B,
+    CALL_K_READ,
+    CALL_GV,
+    CALL_MASK,
     CALL_INITIAL_POOL, /* the pool before the call; the library sees only its copy CALL_POOL */
     CALL_CU_SEQLENS,
     CALL_INITIAL_INDICES,
@@ -97,7 +102,8 @@ call *call_clone(const call *c, const call_layout *layout, guard_side side);
 /* The same call with all index arrays of the other integer type. */
 call *call_clone_indices(const call *c);
 
-/* The same call with o, pool and cache of one dtype; a cache that steps start from again keeps its own. */
+/* The same call with o, pool and cache of one dtype; a cache that steps start from again keeps its own, and a pool to
+ * whose dtype states are rounded. */
 call *call_clone_outputs(const call *c, element type);
 
 /* The same call for the oracle: all of those in float64, computed in float64. */
@@ -134,8 +140,12 @@ ptrdiff_t call_token(const call *c, ptrdiff_t n, ptrdiff_t t); /* place of its t
 ptrdiff_t call_key_head(const call *c, ptrdiff_t value_head);
 ptrdiff_t call_start_slot(const call *c, ptrdiff_t n); /* -1: from zeros */
 bool call_padded(const call *c, ptrdiff_t n);
-ptrdiff_t call_written_slot(const call *c, ptrdiff_t n, ptrdiff_t t); /* slot that gets the state after t; -1: none */
-ptrdiff_t call_cache_row(const call *c, ptrdiff_t n);                 /* -1: not cached */
+bool call_masked(const call *c, ptrdiff_t n, ptrdiff_t t);
+ptrdiff_t call_step(const call *c, ptrdiff_t t); /* the step that token t ends; -1: none */
+/* The slots that get the state after token t, as that of a step and as the final one; -1: none. */
+enum { CALL_SLOTS = 2 };
+ptrdiff_t call_written_slot(const call *c, ptrdiff_t n, ptrdiff_t t, int i);
+ptrdiff_t call_cache_row(const call *c, ptrdiff_t n); /* -1: not cached */
 ptrdiff_t call_state_index(const call *c, ptrdiff_t k, ptrdiff_t v);  /* place of S[k][v] in a matrix */
 
 #endif

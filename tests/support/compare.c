@@ -41,9 +41,12 @@ void assert_same_sequence(const call *x, ptrdiff_t nx, const call *y, ptrdiff_t 
     if (call_length(x, nx) != call_length(y, ny)) test_fail("sequences %td and %td differ in length", nx, ny);
     for (ptrdiff_t t = 0; t < call_length(x, nx); t++) {
         same_row(x, call_batch(x, nx), call_token(x, nx, t), y, call_batch(y, ny), call_token(y, ny, t), CALL_O);
-        ptrdiff_t slot = call_written_slot(x, nx, t), row = call_cache_row(x, nx);
-        if (slot >= 0) same_row(x, slot, 0, y, call_written_slot(y, ny, t), 0, CALL_POOL);
-        if (row >= 0) same_row(x, row, t, y, call_cache_row(y, ny), t, CALL_CACHE);
+        ptrdiff_t row = call_cache_row(x, nx), step = call_step(x, t);
+        for (int i = 0; i < CALL_SLOTS; i++) {
+            ptrdiff_t slot = call_written_slot(x, nx, t, i);
+            if (slot >= 0) same_row(x, slot, 0, y, call_written_slot(y, ny, t, i), 0, CALL_POOL);
+        }
+        if (row >= 0 && step >= 0) same_row(x, row, step, y, call_cache_row(y, ny), step, CALL_CACHE);
     }
 }
 
@@ -57,16 +60,17 @@ static bool *written_rows(const call *c, call_array which) {
     for (ptrdiff_t n = 0; n < call_num_seqs(c); n++)
         for (ptrdiff_t t = 0; t < call_length(c, n); t++) {
             ptrdiff_t i0 = -1, i1 = 0;
-            if (which == CALL_O && !(call_padded(c, n) && c->p.padding == GDN_PADDING_LEAVE)) {
+            bool left = (call_padded(c, n) && c->p.padding == GDN_PADDING_LEAVE) || call_masked(c, n, t);
+            if (which == CALL_O && !left) {
                 i0 = call_batch(c, n);
                 i1 = call_token(c, n, t);
-            } else if (which == CALL_POOL) {
-                i0 = call_written_slot(c, n, t);
-            } else if (which == CALL_CACHE) {
+            } else if (which == CALL_CACHE && call_step(c, t) >= 0) {
                 i0 = call_cache_row(c, n);
-                i1 = t;
+                i1 = call_step(c, t);
             }
             if (i0 >= 0) written[i0 * s->shape[1] + i1] = true;
+            for (int i = 0; which == CALL_POOL && i < CALL_SLOTS; i++)
+                if (call_written_slot(c, n, t, i) >= 0) written[call_written_slot(c, n, t, i)] = true;
         }
     return written;
 }
@@ -118,7 +122,7 @@ void assert_writes(const call *c) {
     for (ptrdiff_t n = 0; n < call_num_seqs(c); n++)
         for (ptrdiff_t t = 0; call_padded(c, n) && c->p.padding == GDN_PADDING_ZERO && t < call_length(c, n); t++)
             for (ptrdiff_t head = 0; head < c->p.num_value_heads; head++)
-                if (!all_bytes_are(call_at(c, CALL_O, call_batch(c, n), call_token(c, n, t), head, 0),
+                if (!call_masked(c, n, t) && !all_bytes_are(call_at(c, CALL_O, call_batch(c, n), call_token(c, n, t), head, 0),
                                    (size_t)c->p.head_v_dim * element_size(c->array[CALL_O].type), 0))
                     test_fail("o of token %td of the padded sequence %td is not zero", t, n);
 }

@@ -250,6 +250,105 @@ const call_config configs[] = {
      .lens = LIST(3, 2, 3, 0),
      .ssm_state_indices = LIST(8, 0, 3, 0, 7, 5, 4, 2, -3, 1, 1, 1),
      .num_accepted_tokens = LIST(1, 1, 2, 1)},
+    {.name = "slots for steps and for final states",
+     .p = {HEADS(2, 4, 16, 40), POOL(KV, 12, GDN_F32)},
+     .lens = LIST(3, 2, 1),
+     .initial_state_indices = LIST(0, 1, 2),
+     .output_state_indices = LIST(0, 11, 2),
+     .ssm_state_indices = LIST(3, 4, 5, 6, 11, -1, 8, -1, -1)},
+    {.name = "slots for steps and for final states, cache, vk",
+     .p = {HEADS(2, 4, 32, 9), POOL(VK, 12, GDN_BF16), CACHE(3, 3, GDN_F32), .is_kda = true},
+     .lens = LIST(3, 2, 1),
+     .initial_state_indices = LIST(0, 1, 2),
+     .output_state_indices = LIST(-1, 7, 10),
+     .ssm_state_indices = LIST(3, 4, 5, -1, 7, -1, 8, -1, -1)},
+    {.name = "slots for steps and for final states, decode",
+     .p = {FIXED(2, 1), HEADS(2, 4, 16, 32), POOL(KV, 6, GDN_F32)},
+     .output_state_indices = LIST(3, -1),
+     .initial_state_indices = LIST(0, 1),
+     .ssm_state_indices = LIST(4, 5)},
+    {.name = "states every five tokens",
+     .p = {HEADS(2, 4, 16, 40), POOL(KV, 12, GDN_F32), CACHE(4, 3, GDN_F32), .step_interval = 5},
+     .lens = LIST(15, 4, 0, 12),
+     .initial_state_indices = LIST(0, 1, 2, 3),
+     .output_state_indices = LIST(0, 5, 2, 6),
+     .ssm_state_indices = LIST(7, -1, 8, -1, -1, -1, -1, -1, -1, 9, 10, -1)},
+    {.name = "states every sixteen tokens",
+     .p = {HEADS(2, 4, 16, 40), POOL(VK, 12, GDN_F32), .step_interval = 16},
+     .lens = LIST(48, 15, 40, 16),
+     .initial_state_indices = LIST(0, 1, 2, 3),
+     .output_state_indices = LIST(0, 1, -1, 3),
+     .ssm_state_indices = LIST(4, 5, 6, -1, -1, -1, 7, 8, -1, 9, -1, -1)},
+    {.name = "states every 32 tokens, cache",
+     .p = {FIXED(2, 70), HEADS(1, 2, 24, 33), CACHE(2, 2, GDN_F32), .state_layout = GDN_STATE_KV, .is_kda = true,
+           .step_interval = 32}},
+
+    /* What few systems have. */
+    {.name = "key to read",
+     .p = {FIXED(2, 19), HEADS(2, 4, 24, 40), POOL(KV, 2, GDN_F32), .k_read.dtype = GDN_F32,
+           .use_qk_l2norm_in_kernel = true}},
+    {.name = "key to read, kda vk",
+     .p = {HEADS(2, 4, 24, 40), POOL(VK, 3, GDN_F32), .k_read.dtype = GDN_F32, .is_kda = true},
+     .lens = LIST(20, 1, 4)},
+    {.name = "key to read, decode",
+     .p = {FIXED(3, 1), HEADS(2, 4, 32, 64), POOL(KV, 3, GDN_F32), .k_read.dtype = GDN_BF16,
+           .use_qk_l2norm_in_kernel = true}},
+    {.name = "key to read, decode vk, tiled",
+     .p = {FIXED(3, 1), HEADS(2, 4, 32, 20), POOL(VK, 3, GDN_F32), .k_read.dtype = GDN_F32, .is_kda = true,
+           .head_map = GDN_HEADS_TILED}},
+    {.name = "read before the decay",
+     .p = {FIXED(2, 19), HEADS(2, 4, 24, 40), POOL(VK, 2, GDN_F32), .k_read.dtype = GDN_F32, .read_before_decay = true,
+           .use_qk_l2norm_in_kernel = true}},
+    {.name = "read before the decay, kda",
+     .p = {FIXED(2, 19), HEADS(2, 4, 24, 40), POOL(KV, 2, GDN_F32), .is_kda = true, .read_before_decay = true,
+           .gate_input = GDN_GATE_LOG}},
+    {.name = "read before the decay, decode",
+     .p = {FIXED(2, 1), HEADS(2, 4, 16, 32), POOL(KV, 2, GDN_F32), .k_read.dtype = GDN_F32, .read_before_decay = true}},
+    {.name = "decay per column",
+     .p = {FIXED(2, 19), HEADS(2, 4, 24, 40), POOL(KV, 2, GDN_F32), .gv.dtype = GDN_F32, .beta_per_column = true}},
+    {.name = "decay per column, kda vk",
+     .p = {HEADS(2, 4, 24, 41), POOL(VK, 3, GDN_BF16), .gv.dtype = GDN_BF16, .is_kda = true},
+     .lens = LIST(20, 1, 4)},
+    {.name = "decay per column alone, decode",
+     .p = {FIXED(2, 1), HEADS(2, 4, 16, 64), POOL(KV, 2, GDN_F32), .gv.dtype = GDN_F32},
+     .no_a = true},
+    {.name = "decay per column, tree",
+     .p = {FIXED(1, 6), HEADS(2, 4, 16, 8), POOL(VK, 1, GDN_F32), CACHE(1, 6, GDN_F32), .gv.dtype = GDN_F32},
+     .retrieve_parent_token = LIST(0, 0, 0, 2, 1, 3)},
+    {.name = "mask",
+     .p = {HEADS(2, 4, 24, 40), POOL(KV, 4, GDN_F32)},
+     .lens = LIST(20, 1, 0, 40),
+     .mask = true},
+    {.name = "mask, vk, cache, steps",
+     .p = {HEADS(2, 4, 16, 40), POOL(VK, 9, GDN_BF16), CACHE(3, 4, GDN_F32), .is_kda = true, DTYPES(GDN_BF16)},
+     .lens = LIST(3, 4, 1),
+     .initial_state_indices = LIST(0, 1, 2),
+     .output_state_indices = LIST(0, 1, 2),
+     .ssm_state_indices = LIST(3, 4, 5, -1, 6, -1, 7, -1, 8, -1, -1, -1),
+     .mask = true},
+    {.name = "mask, tree",
+     .p = {FIXED(1, 6), HEADS(2, 4, 16, 8), POOL(VK, 1, GDN_F32), CACHE(1, 6, GDN_F32)},
+     .retrieve_parent_token = LIST(0, 0, 0, 2, 1, 3),
+     .mask = true},
+    {.name = "mask, padding zero",
+     .p = {HEADS(2, 4, 8, 40), POOL(KV, 4, GDN_F32), .padding = GDN_PADDING_ZERO},
+     .lens = LIST(3, 4, 5),
+     .initial_state_indices = LIST(-1, 2, -7),
+     .mask = true},
+    {.name = "rounded q and k",
+     .p = {FIXED(2, 9), HEADS(2, 4, 24, 16), POOL(VK, 2, GDN_F32), .use_qk_l2norm_in_kernel = true, DTYPES(GDN_BF16),
+           .k_read.dtype = GDN_BF16, .rounding = GDN_ROUND_QK | GDN_ROUND_SCALED_Q},
+     .tolerance = 0x1p-7},
+    {.name = "rounded beta",
+     .p = {FIXED(2, 9), HEADS(2, 4, 24, 33), POOL(KV, 2, GDN_F32), DTYPES(GDN_F16), .beta_per_column = true,
+           .rounding = GDN_ROUND_BETA | GDN_ROUND_SCALED_Q},
+     .tolerance = 0x1p-7},
+    {.name = "rounded states",
+     .p = {FIXED(2, 9), HEADS(2, 4, 24, 33), POOL(KV, 2, GDN_BF16), CACHE(2, 9, GDN_F32), .rounding = GDN_ROUND_STATE},
+     .tolerance = 0x1p-7},
+    {.name = "rounded states, vk, all",
+     .p = {FIXED(2, 9), HEADS(2, 4, 24, 33), POOL(VK, 2, GDN_F16), DTYPES(GDN_F16), .is_kda = true, .rounding = 15},
+     .tolerance = 0x1p-7},
 };
 const ptrdiff_t num_configs = COUNT(configs);
 
@@ -278,11 +377,11 @@ static call_list random_numbers(rng *r, int *values, ptrdiff_t count, ptrdiff_t 
 
 /* Which slots are read and written: none or n, listed, others to be written, or one for each step. */
 static void random_slots(rng *r, call_config *config, ptrdiff_t N, ptrdiff_t steps) {
-    static int read[MAX_LIST], write[MAX_LIST], accepted[MAX_SEQUENCES];
+    static int read[MAX_LIST], write[MAX_LIST], slots[MAX_LIST], accepted[MAX_SEQUENCES];
     gdn_params *p = &config->p;
     gdn_state_pool *pool = &p->initial_state_source;
     pool->num_states = N + rng_below(r, 3);
-    switch (rng_below(r, 5)) {
+    switch (rng_below(r, 6)) {
     case 0: /* slot n */
         break;
     case 1: /* read from the lower ones, perhaps several sequences from one, written to the upper ones */
@@ -298,6 +397,14 @@ static void random_slots(rng *r, call_config *config, ptrdiff_t N, ptrdiff_t ste
         if (one_in(r, 2)) break;
         for (ptrdiff_t n = 0; n < N; n++) accepted[n] = 1 + (int)rng_below(r, steps);
         config->num_accepted_tokens = (call_list){N, accepted};
+        break;
+    case 3: /* from the lower ones, final states to the next, those of steps to the upper ones */
+        config->initial_state_indices = random_numbers(r, read, N, N, 5);
+        config->output_state_indices = random_numbers(r, write, N, N, 3);
+        for (ptrdiff_t n = 0; n < N; n++) write[n] += write[n] < 0 ? 0 : (int)N;
+        config->ssm_state_indices = random_numbers(r, slots, N * steps, N * steps, 4);
+        for (ptrdiff_t i = 0; i < N * steps; i++) slots[i] += slots[i] < 0 ? 0 : 2 * (int)N;
+        pool->num_states = (2 + steps) * N;
         break;
     default:
         config->initial_state_indices = random_numbers(r, read, N, pool->num_states, 5);
@@ -336,19 +443,33 @@ static void random_options(rng *r, gdn_params *p) {
     p->head_map = (gdn_head_map)rng_below(r, 2);
 }
 
+/* What few systems have. */
+static void random_extras(rng *r, call_config *config) {
+    static const ptrdiff_t intervals[] = {1, 2, 3, 5, 16, 32};
+    gdn_params *p = &config->p;
+    const bool starts_at_step = config->ssm_state_indices.count > 0 && config->initial_state_indices.count == 0;
+    if (one_in(r, 6)) p->k_read.dtype = GDN_F32;
+    if (one_in(r, 8)) p->gv.dtype = GDN_F32;
+    config->mask = one_in(r, 8);
+    p->read_before_decay = p->gv.dtype == GDN_DTYPE_NOT_SET && one_in(r, 8);
+    p->rounding = one_in(r, 8) ? (unsigned)rng_below(r, 16) : 0;
+    if (p->initial_state_source.num_states == 0) p->rounding &= ~(unsigned)GDN_ROUND_STATE;
+    if (!starts_at_step && config->retrieve_parent_token.count == 0 && one_in(r, 3))
+        p->step_interval = intervals[rng_below(r, COUNT(intervals))];
+}
+
 /* Keys that the operator does not normalise have at most length one: with longer ones the recurrence would amplify
  * errors without bound. */
-static call *shorten_keys(call *c) {
-    const ptrdiff_t *n = c->array[CALL_K].shape;
-    for (ptrdiff_t i0 = 0; i0 < n[0] && !c->p.use_qk_l2norm_in_kernel; i0++)
+static void shorten_keys(call *c, call_array which) {
+    const ptrdiff_t *n = c->array[which].shape;
+    for (ptrdiff_t i0 = 0; i0 < n[0] && call_has(c, which) && !c->p.use_qk_l2norm_in_kernel; i0++)
         for (ptrdiff_t i1 = 0; i1 < n[1]; i1++)
             for (ptrdiff_t i2 = 0; i2 < n[2]; i2++) {
                 double norm = 0;
-                for (ptrdiff_t i3 = 0; i3 < n[3]; i3++) norm = hypot(norm, call_get(c, CALL_K, i0, i1, i2, i3));
+                for (ptrdiff_t i3 = 0; i3 < n[3]; i3++) norm = hypot(norm, call_get(c, which, i0, i1, i2, i3));
                 for (ptrdiff_t i3 = 0; i3 < n[3] && norm > 1; i3++)
-                    call_set(c, CALL_K, i0, i1, i2, i3, call_get(c, CALL_K, i0, i1, i2, i3) / norm);
+                    call_set(c, which, i0, i1, i2, i3, call_get(c, which, i0, i1, i2, i3) / norm);
             }
-    return c;
 }
 
 call *random_call(ptrdiff_t i) {
@@ -369,11 +490,15 @@ call *random_call(ptrdiff_t i) {
     config.index_dtype = one_in(&r, 2) ? GDN_I64 : GDN_I32;
     if (!one_in(&r, 4)) random_slots(&r, &config, N, steps);
     if (one_in(&r, 4)) random_cache(&r, &config, N, steps);
+    random_extras(&r, &config);
 
     /* Steps bound the lengths where something is kept for each of them; otherwise a sequence may be long. */
     bool bounded = config.ssm_state_indices.count > 0 || p->intermediate_states_buffer.num_rows > 0;
-    for (ptrdiff_t n = 0; n < N; n++)
+    ptrdiff_t interval = p->step_interval == 0 ? 1 : p->step_interval;
+    for (ptrdiff_t n = 0; n < N; n++) {
         lens[n] = (int)(!bounded && one_in(&r, 12) ? 30 + rng_below(&r, 50) : rng_below(&r, steps + 1));
+        if (bounded && interval > 1) lens[n] = (int)rng_below(&r, (steps + 1) * interval < 100 ? (steps + 1) * interval : 100);
+    }
     if (one_in(&r, 4)) {
         p->batch_size = N;
         p->seq_len = lens[0];
@@ -394,15 +519,20 @@ call *random_call(ptrdiff_t i) {
                                 &p->intermediate_states_buffer.dtype};
     bool mixed = one_in(&r, 2);
     for (ptrdiff_t j = 0; j < COUNT(dtype); j++) *dtype[j] = mixed ? dtypes[rng_below(&r, 3)] : GDN_F32;
-    return shorten_keys(call_new(&config));
+    if (mixed && p->k_read.dtype != GDN_DTYPE_NOT_SET) p->k_read.dtype = dtypes[rng_below(&r, 3)];
+    if (mixed && p->gv.dtype != GDN_DTYPE_NOT_SET) p->gv.dtype = dtypes[rng_below(&r, 3)];
+    call *c = call_new(&config);
+    shorten_keys(c, CALL_K);
+    shorten_keys(c, CALL_K_READ);
+    return c;
 }
 
 void strew_extremes(call *c, ptrdiff_t stream) {
     static const double extremes[] = {0,          -0.0,  1e-45, -1e-42, 1e-38,  1e-20,    -100, 100,       20,
                                       20.0000019, -17,   -316,  -1e4,   3.4e38, 1,        -1,   -88,       88,
                                       1e20,       -1e20, 1e-30, -104,   -3e38,  HUGE_VAL, -20,  -HUGE_VAL, (double)NAN};
-    static const call_array inputs[] = {CALL_Q, CALL_K,     CALL_V,       CALL_A,
-                                        CALL_B, CALL_A_LOG, CALL_DT_BIAS, CALL_INITIAL_POOL};
+    static const call_array inputs[] = {CALL_Q,     CALL_K,       CALL_V,      CALL_A,  CALL_B,
+                                        CALL_A_LOG, CALL_DT_BIAS, CALL_K_READ, CALL_GV, CALL_INITIAL_POOL};
     rng r = rng_stream(&stream, 1);
     for (ptrdiff_t i = 0; i < COUNT(inputs); i++) {
         if (!call_has(c, inputs[i])) continue;

@@ -47,6 +47,8 @@ static unsigned encode(format f, double x) {
 
 size_t element_size(element type) {
     switch (type) {
+    case ELEMENT_U8:
+        return 1;
     case ELEMENT_BF16:
     case ELEMENT_F16:
         return 2;
@@ -83,6 +85,8 @@ double element_load(element type, const void *at) {
     case ELEMENT_I64:
         memcpy(&i64, at, sizeof i64);
         return (double)i64;
+    case ELEMENT_U8:
+        return *(const uint8_t *)at;
     }
     abort();
 }
@@ -112,6 +116,9 @@ void element_store(element type, void *at, double value) {
     case ELEMENT_I64:
         i64 = (int64_t)value;
         memcpy(at, &i64, sizeof i64);
+        return;
+    case ELEMENT_U8:
+        *(uint8_t *)at = (uint8_t)value;
         return;
     }
     abort();

@@ -9,14 +9,15 @@
 
 #include "gdn_varlen.h"
 
-/* The dtypes of tensors and of indices in one enumeration. */
+/* The dtypes of tensors, of indices and of masks in one enumeration. */
 typedef enum element {
     ELEMENT_F32 = GDN_F32,
     ELEMENT_BF16 = GDN_BF16,
     ELEMENT_F16 = GDN_F16,
     ELEMENT_F64 = GDN_F64,
     ELEMENT_I32 = (int)GDN_F64 + (int)GDN_I32,
-    ELEMENT_I64 = (int)GDN_F64 + (int)GDN_I64
+    ELEMENT_I64 = (int)GDN_F64 + (int)GDN_I64,
+    ELEMENT_U8
 } element;
 
 size_t element_size(element type);

@@ -188,6 +188,13 @@ static gdn_params piece(const call *c, ptrdiff_t n, ptrdiff_t first, ptrdiff_t l
     p.v = tokens_of(c, CALL_V, p.v, batch, token);
     p.a = tokens_of(c, CALL_A, p.a, batch, token);
     p.b = tokens_of(c, CALL_B, p.b, batch, token);
+    p.k_read = tokens_of(c, CALL_K_READ, p.k_read, batch, token);
+    p.gv = tokens_of(c, CALL_GV, p.gv, batch, token);
+    if (call_has(c, CALL_MASK)) {
+        p.token_mask.data = call_at(c, CALL_MASK, batch, token, 0, 0);
+        p.token_mask.batch_stride = c->array[CALL_MASK].stride[0];
+        p.token_mask.token_stride = c->array[CALL_MASK].stride[1];
+    }
     const ptrdiff_t *stride = c->array[CALL_O].stride;
     p.o.data = call_at(c, CALL_O, batch, token, 0, 0);
     p.o.batch_stride = stride[0];
