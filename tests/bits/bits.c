@@ -186,6 +186,9 @@ static void fill(setup *s) {
     fill_tensor(&p->A_log, HV, 1, raw);
     fill_tensor(&p->dt_bias, HV, gates, raw);
     fill_gates(s, &p->a, tokens * HV, gates, gate);
+    if (p->k_read.dtype != GDN_DTYPE_NOT_SET)
+        fill_tensor(&p->k_read, tokens * H, K, p->use_qk_l2norm_in_kernel ? usual : short_keys);
+    if (p->gv.dtype != GDN_DTYPE_NOT_SET) fill_tensor(&p->gv, tokens * HV, V, log_decay);
     if (!s->no_b) fill_gates(s, &p->b, tokens * HV, betas, p->beta_input == GDN_BETA_RAW ? raw : fraction);
     if (p->o.dtype == GDN_DTYPE_NOT_SET) p->o.dtype = GDN_F32;
     if (!p->homogeneous) p->o.data = take((size_t)(tokens * HV * V) * size_of(p->o.dtype));
@@ -564,6 +567,56 @@ static void overflowing(setup *s) {
     s->smaller = -127;
 }
 
+static void key_to_read_kv(setup *s) {
+    prefill_kv(s);
+    s->p.k_read.dtype = GDN_F32;
+    s->p.use_qk_l2norm_in_kernel = true;
+}
+static void key_to_read_kda_vk(setup *s) {
+    varlen_odd_kda_vk(s);
+    s->p.k_read.dtype = GDN_BF16;
+}
+static void key_to_read_decode(setup *s) {
+    decode_kv(s);
+    s->p.k_read.dtype = GDN_F16;
+}
+static void read_before_decay(setup *s) {
+    key_to_read_kv(s);
+    s->p.read_before_decay = true;
+}
+static void decay_per_column_kv(setup *s) {
+    varlen_odd_kv(s);
+    s->p.gv.dtype = GDN_F32;
+}
+static void decay_per_column_kda_vk_bf16_state(setup *s) {
+    prefill_kda_vk(s);
+    s->p.gv.dtype = s->p.initial_state_source.dtype = GDN_BF16;
+}
+static void mask_and_steps(setup *s) {
+    static const uint8_t mask[] = {1, 0, 1, 1, 0, 0, 1, 1, 1, 0, 1};
+    static const int32_t from[] = {14, 15, 16};
+    step_slots(s);
+    s->p.num_accepted_tokens.data = NULL;
+    s->p.initial_state_indices = s->p.output_state_indices = gdn_i32(from);
+    s->p.token_mask.data = mask;
+    s->p.state_layout = GDN_STATE_KV;
+    s->p.initial_state_source.num_states = 17;
+}
+static void states_every_16(setup *s) {
+    static const int32_t slots[] = {2, 3, 4, -1, 6, 7, 8, 9}, from[] = {1, 0};
+    sizes(s, 1, 2, 32, 24);
+    fixed(s, 2, 70);
+    pool(s, GDN_STATE_VK, GDN_F32, 10);
+    s->p.step_interval = 16;
+    s->p.initial_state_indices = s->p.output_state_indices = gdn_i32(from);
+    s->p.ssm_state_indices = gdn_indices_of(slots, GDN_I32, 4);
+}
+static void roundings(setup *s) {
+    gqa_128_vk_bf16(s);
+    s->p.initial_state_source.dtype = GDN_F16;
+    s->p.rounding = GDN_ROUND_QK | GDN_ROUND_SCALED_Q | GDN_ROUND_BETA | GDN_ROUND_STATE;
+}
+
 static const struct {
     const char *name;
     void (*set)(setup *s);
@@ -616,6 +669,15 @@ static const struct {
     CASE(subnormal_vk, 0xb9ad5b1f4140fde2u, 0x4e11e436869a7583u, 0x40b24f9bdd5b7034u),
     CASE(overflowing, 0x247ae83dddddebafu, 0xe48fb5c627cbe76fu, 0xc0f648badca0577bu),
     CASE(homogeneous, 0x0ea6a745b20dff7cu, 0x6edb42a9114a27a4u, 0xc080a23a76821d36u),
+    CASE(key_to_read_kv, 0, 0, 0),
+    CASE(key_to_read_kda_vk, 0, 0, 0),
+    CASE(key_to_read_decode, 0, 0, 0),
+    CASE(read_before_decay, 0, 0, 0),
+    CASE(decay_per_column_kv, 0, 0, 0),
+    CASE(decay_per_column_kda_vk_bf16_state, 0, 0, 0),
+    CASE(mask_and_steps, 0, 0, 0),
+    CASE(states_every_16, 0, 0, 0),
+    CASE(roundings, 0, 0, 0),
 #undef CASE
 };
 enum { NUM_CASES = sizeof cases / sizeof cases[0] };
