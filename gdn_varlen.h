@@ -355,8 +355,8 @@ typedef enum gdn_padding {
 
 /* What some systems round on the way, a sum of these. Each is a rounding to nearest, ties to even. */
 typedef enum gdn_rounding {
-    GDN_ROUND_QK = 1,       /* q, k and k_read to their own dtypes, after the norm and before the scale */
-    GDN_ROUND_SCALED_Q = 2, /* q to its dtype, after the scale */
+    GDN_ROUND_QK = 1,       /* q, k and k_read to their own dtypes, after the norm */
+    GDN_ROUND_SCALED_Q = 2, /* q to its dtype, not before the scale but after it */
     GDN_ROUND_BETA = 4,     /* beta to the dtype of b */
     GDN_ROUND_STATE = 8     /* the state to the dtype of the pool that is written, or else read, after every token */
 } gdn_rounding;
@@ -407,6 +407,7 @@ typedef struct gdn_params {
 
     /* Inputs of few systems, all optional. */
     gdn_tensor k_read;   /* [B,T,H,K] the key that reads, d = beta (v - k_read^T S), normalised like k; absent: k */
+    gdn_tensor erase;    /* [B,T,HV,K] a factor on what reads, after the norm: erase * k_read (GDN-2) */
     gdn_tensor gv;       /* [B,T,HV,V] log decay of each column of V, besides that of `a` */
     gdn_mask token_mask; /* [B,T] 0: the token changes no state and its row of o is not written */
 
@@ -552,9 +553,9 @@ GDN_API gdn_status gdn_run_work_items(const gdn_params *params, ptrdiff_t first,
                                       size_t scratch_size);
 
 /* What the operator computes of its inputs before the recurrence, in the bits that it uses: those whose data is given,
- * each from its own input, which then must be there; v, gv, token_mask, o, states and indices are not looked at. All
- * tokens of the tensors, on the calling thread; scratch as in the operator. What is written may overlap nothing else.
- * Returns what gdn_validate() does, with the names of the results as "results.g". Thread safety: reentrant. */
+ * each from its own input, which then must be there; v, erase, gv, token_mask, o, states and indices are not looked at.
+ * All tokens of the tensors, on the calling thread; scratch as in the operator. What is written may overlap nothing
+ * else. Returns what gdn_validate() does, with the names of the results as "results.g". Thread safety: reentrant. */
 typedef struct gdn_prepared {
     gdn_output g, decay;     /* [B,T,HV]; is_kda: [B,T,HV,K]: the log decay (not under GDN_GATE_DECAY); exp(g) */
     gdn_output beta;         /* [B,T,HV]; beta_per_column: [B,T,HV,V] */
@@ -984,6 +985,7 @@ static gdn_params gdni_resolve(const gdn_params *params) {
     gdni_resolve_tensor(&r, &r.a, hv, r.is_kda ? k : 1);
     gdni_resolve_tensor(&r, &r.b, hv, r.beta_per_column ? v : 1);
     gdni_resolve_tensor(&r, &r.k_read, h, k);
+    gdni_resolve_tensor(&r, &r.erase, hv, k);
     gdni_resolve_tensor(&r, &r.gv, hv, v);
     gdni_resolve_mask(&r, &r.token_mask);
     gdni_resolve_strides(&r, hv, v, &r.o.batch_stride, &r.o.token_stride, &r.o.head_stride);
@@ -1127,7 +1129,7 @@ typedef struct gdni_array {
     ptrdiff_t bytes; /* from the first element to the last */
 } gdni_array;
 
-enum { GDNI_NUM_ARRAYS = 22 };
+enum { GDNI_NUM_ARRAYS = 23 };
 
 static ptrdiff_t gdni_scratch_bytes(const gdn_params *r);
 
@@ -1181,6 +1183,7 @@ static void gdni_list_arrays(const gdn_params *r, gdni_array *x) {
     *x++ = gdni_tensor_array(r, "v", &r->v, b, t, hv, v, values);
     *x++ = gdni_tensor_array(r, "b", &r->b, b, t, hv, betas, false);
     *x++ = gdni_tensor_array(r, "k_read", &r->k_read, b, t, h, k, false);
+    *x++ = gdni_tensor_array(r, "erase", &r->erase, b, t, hv, k, false);
     *x++ = gdni_tensor_array(r, "gv", &r->gv, b, t, hv, v, false);
     *x = gdni_tensor_array(r, "token_mask", &mask, b, t, 1, 1, false);
     x++->element = 1;
@@ -1666,7 +1669,8 @@ static double gdni_reference_beta(const gdn_params *r, const gdni_sequence *s, p
 /* A row of q, k or k_read. */
 static void gdni_reference_row(const gdn_params *r, const gdn_tensor *x, const gdni_sequence *s, ptrdiff_t t,
                                ptrdiff_t h, double *y) {
-    const bool round_x = (r->rounding & GDN_ROUND_QK) != 0, round_q = (r->rounding & GDN_ROUND_SCALED_Q) != 0;
+    const bool is_q = x == &r->q, round_q = (r->rounding & GDN_ROUND_SCALED_Q) != 0;
+    const bool round_x = (r->rounding & GDN_ROUND_QK) != 0 && !(is_q && round_q);
     double sum = 0, norm = 1;
     for (ptrdiff_t i = 0; i < r->head_k_dim; i++) {
         y[i] = gdni_get_f64(gdni_row(x, s, t, h), x->dtype, i);
@@ -1681,8 +1685,8 @@ static void gdni_reference_row(const gdn_params *r, const gdn_tensor *x, const g
     for (ptrdiff_t i = 0; i < r->head_k_dim; i++) {
         y[i] /= norm;
         if (round_x) y[i] = gdni_round_f64(y[i], x->dtype);
-        if (x == &r->q) y[i] *= r->scale;
-        if (x == &r->q && round_q) y[i] = gdni_round_f64(y[i], x->dtype);
+        if (is_q) y[i] *= r->scale;
+        if (is_q && round_q) y[i] = gdni_round_f64(y[i], x->dtype);
     }
 }
 
@@ -1716,6 +1720,8 @@ static void gdni_reference_item(const gdn_params *r, const gdni_item *x, const g
         gdni_reference_row(r, &r->q, s, t, h, q);
         gdni_reference_row(r, &r->k, s, t, h, k);
         gdni_reference_row(r, r->k_read.data == NULL ? &r->k : &r->k_read, s, t, h, k_read);
+        for (ptrdiff_t i = 0; i < k_dim && r->erase.data != NULL; i++)
+            k_read[i] *= gdni_get_f64(gdni_row(&r->erase, s, t, hv), r->erase.dtype, i);
         for (ptrdiff_t i = 0; i < k_dim; i++)
             decay[i] = i == 0 || r->is_kda ? gdni_reference_decay(r, s, t, hv, i) : decay[0];
 
@@ -1769,6 +1775,7 @@ static bool gdni_skip(const gdn_params *r, const gdni_sequence *s, ptrdiff_t fir
     X(q, rows, chunk > 0) /* [block + 1][kp], normalised and scaled */                                                 \
     X(k, rows, chunk > 0)                                                                                              \
     X(k_read, r->k_read.data == NULL ? 0 : rows, chunk > 0)                                                            \
+    X(reads, r->erase.data == NULL ? 0 : rows, chunk > 0) /* erase * k_read, for a value head */                       \
     X(decay, gates, false) /* decay, decay*k, decay*q. KDA: [block + 1][kp]; else one row */                           \
     X(kd, gates, chunk > 0)                                                                                            \
     X(qd, gates, chunk > 0)                                                                                            \
@@ -1826,6 +1833,7 @@ static ptrdiff_t gdni_layout(const gdn_params *r, float *base, gdni_workspace *w
     GDNI_WORKSPACE(GDNI_PLACE)
 #undef GDNI_PLACE
     if (r->k_read.data == NULL) w->k_read = w->k;
+    if (r->erase.data == NULL) w->reads = w->k_read;
     return used;
 }
 
@@ -2335,6 +2343,7 @@ gdn_status gdn_validate_plan(const gdn_params *params, gdn_error *error) {
     GDNI_PLANNED(v, p.v.dtype != GDN_DTYPE_NOT_SET);
     GDNI_PLANNED(b, p.b.dtype != GDN_DTYPE_NOT_SET);
     GDNI_PLANNED(k_read, p.k_read.dtype != GDN_DTYPE_NOT_SET);
+    GDNI_PLANNED(erase, p.erase.dtype != GDN_DTYPE_NOT_SET);
     GDNI_PLANNED(gv, p.gv.dtype != GDN_DTYPE_NOT_SET);
     GDNI_PLANNED(o, p.o.dtype != GDN_DTYPE_NOT_SET);
     GDNI_PLANNED(initial_state_source, p.initial_state_source.dtype != GDN_DTYPE_NOT_SET);
@@ -2471,7 +2480,7 @@ static gdn_params gdni_inputs_only(const gdn_params *params) {
     p.cu_seqlens.data = p.initial_state_indices.data = p.output_state_indices.data = NULL;
     p.intermediate_state_indices.data = p.retrieve_parent_token.data = NULL;
     p.ssm_state_indices.data = p.num_accepted_tokens.data = p.token_mask.data = NULL;
-    p.v.data = p.gv.data = p.o.data = NULL;
+    p.v.data = p.erase.data = p.gv.data = p.o.data = NULL;
     p.initial_state_source.data = p.output_state_pool.data = p.intermediate_states_buffer.data = NULL;
     p.has_null_slot = p.disable_state_update = p.homogeneous = p.read_before_decay = false;
     p.rounding &= ~(unsigned)GDN_ROUND_STATE;
@@ -3088,13 +3097,14 @@ static void gdni_round_row(float *x, gdn_dtype dtype, ptrdiff_t padded) {
 #define gdni_normalise_row GDNI_NAME(normalise_row)
 static void gdni_normalise_row(const gdn_params *r, float *x, gdn_dtype dtype, bool is_q, double squares,
                                ptrdiff_t kp) {
-    const bool round_x = (r->rounding & GDN_ROUND_QK) != 0, norm = r->use_qk_l2norm_in_kernel;
+    const bool norm = r->use_qk_l2norm_in_kernel, round_q = (r->rounding & GDN_ROUND_SCALED_Q) != 0;
+    const bool round_x = (r->rounding & GDN_ROUND_QK) != 0 && !(is_q && round_q);
     double factor = is_q && !round_x ? r->scale : 1.0;
     if (norm) factor *= gdni_norm_factor(r, squares);
     if (norm || (is_q && !round_x)) gdni_scale_row(x, factor, kp);
     if (round_x) gdni_round_row(x, dtype, kp);
     if (is_q && round_x) gdni_scale_row(x, r->scale, kp);
-    if (is_q && (r->rounding & GDN_ROUND_SCALED_Q) != 0) gdni_round_row(x, dtype, kp);
+    if (is_q && round_q) gdni_round_row(x, dtype, kp);
 }
 
 /* Tokens t0 to t0 + count: q, k and k_read, four rows at a time. */
@@ -3245,13 +3255,26 @@ static void gdni_prepare_gates(const gdni_run *u, ptrdiff_t hv, ptrdiff_t t0, pt
     }
 }
 
+/* What reads the state, in a value head. */
+#define gdni_prepare_reads GDNI_NAME(prepare_reads)
+static void gdni_prepare_reads(const gdni_run *u, ptrdiff_t hv, ptrdiff_t t0, ptrdiff_t count) {
+    const gdn_tensor *erase = &u->r->erase;
+    const ptrdiff_t kp = u->w->kp;
+    for (ptrdiff_t t = 0; t < count && erase->data != NULL; t++) {
+        float *row = u->w->reads + t * kp;
+        gdni_load_row(gdni_row(erase, &u->s, t0 + t, hv), erase->dtype, u->r->head_k_dim, kp, row);
+        for (ptrdiff_t i = 0; i < kp; i += GDNI_LANES)
+            gdni_store(row + i, gdni_mul(gdni_load(row + i), gdni_load(u->w->k_read + t * kp + i)));
+    }
+}
+
 /* KDA: the decays of a token go into its k and q, for the sums over the state before it. */
 #define gdni_fold_decays GDNI_NAME(fold_decays)
 static void gdni_fold_decays(const gdni_run *u, ptrdiff_t count) {
     const gdni_workspace *w = u->w;
     for (ptrdiff_t i = 0; i < count * w->kp && u->r->is_kda; i += GDNI_LANES) {
         const gdni_vec decay = gdni_load(w->decay + i);
-        gdni_store(w->kd + i, gdni_mul(decay, gdni_load(w->k_read + i)));
+        gdni_store(w->kd + i, gdni_mul(decay, gdni_load(w->reads + i)));
         gdni_store(w->qd + i, gdni_mul(decay, gdni_load(w->q + i)));
     }
 }
@@ -3308,11 +3331,11 @@ static void gdni_aim_sums(const gdni_run *u, gdni_token *x, ptrdiff_t t) {
     const gdni_workspace *w = u->w;
     const ptrdiff_t at = t * w->kp;
     const bool is_kda = u->r->is_kda, before = u->r->read_before_decay;
-    x->kn = (is_kda && !before ? w->kd : w->k_read) + at;
+    x->kn = (is_kda && !before ? w->kd : w->reads) + at;
     x->qn = (is_kda ? w->qd : w->q) + at;
     if (is_kda || w->gate[t] != 0) return;
     for (ptrdiff_t i = 0; i < w->kp; i += GDNI_LANES) {
-        gdni_store(w->kd + i, gdni_mul(gdni_set1(w->gate[t]), gdni_load(w->k_read + at + i)));
+        gdni_store(w->kd + i, gdni_mul(gdni_set1(w->gate[t]), gdni_load(w->reads + at + i)));
         gdni_store(w->qd + i, gdni_mul(gdni_set1(w->gate[t]), gdni_load(w->q + at + i)));
     }
     if (!before) x->kn = w->kd;
@@ -3734,6 +3757,7 @@ static void gdni_run_block(const gdni_run *u, ptrdiff_t t0) {
     for (int i = 0; i < u->num_strips; i++) {
         const gdni_strip *x = &u->strips[i];
         gdni_prepare_gates(u, x->value_head, t0, prepared, false);
+        gdni_prepare_reads(u, x->value_head, t0, prepared);
         gdni_fold_decays(u, prepared);
         for (ptrdiff_t c = x->c0; c < x->c1; c += width) {
             const gdni_strip tile = gdni_columns(x, c, gdni_min(c + width, x->c1), w);
@@ -3878,6 +3902,7 @@ static void gdni_run_decode(const gdni_run *u) {
     gdni_gather_v(u, 0, 1, false);
     for (int i = 0; i < u->num_strips; i++) {
         gdni_prepare_gates(u, u->strips[i].value_head, 0, 1, false);
+        gdni_prepare_reads(u, u->strips[i].value_head, 0, 1);
         gdni_fold_decays(u, 1);
         gdni_fetch(u, i, 1);
         gdni_stream(u, i);
@@ -4015,7 +4040,7 @@ static void gdni_raw_scores(const gdni_run *u, gdni_chunk *y) {
     for (ptrdiff_t i = 0; i < y->count; i += gdni_score_rows)
         for (ptrdiff_t j = 0; j < GDNI_CHUNK; j += gdni_score_vectors * GDNI_LANES)
             for (int q = 0; q < 2; q++)
-                gdni_product(y, (q == 0 ? w->k_read : w->q) + i * w->kp, u->r->head_k_dim, w->kp, gdni_score_rows,
+                gdni_product(y, (q == 0 ? w->reads : w->q) + i * w->kp, u->r->head_k_dim, w->kp, gdni_score_rows,
                              w->kt + j, GDNI_CHUNK, gdni_score_vectors, w->raw + (q * GDNI_CHUNK + i) * GDNI_CHUNK + j);
 }
 
@@ -4043,7 +4068,7 @@ static void gdni_decay_rows(const gdni_workspace *w, ptrdiff_t a, ptrdiff_t b) {
         gdni_vec decay_to = gdni_set1(1.0f);
         for (ptrdiff_t at = a * w->kp + c; at < b * w->kp; at += w->kp) {
             decay_to = gdni_mul(decay_to, gdni_load(w->decay + at));
-            gdni_store(w->kd + at, gdni_mul(decay_to, gdni_load(w->k_read + at)));
+            gdni_store(w->kd + at, gdni_mul(decay_to, gdni_load(w->reads + at)));
             gdni_store(w->qd + at, gdni_mul(decay_to, gdni_load(w->q + at)));
         }
         gdni_store(w->decay_to + c, decay_to);
@@ -4064,7 +4089,7 @@ static void gdni_kda_scores(const gdni_workspace *w, ptrdiff_t k_dim, ptrdiff_t 
             GDNI_UNROLL
             for (int j = 0; j < 4; j++) {
                 const ptrdiff_t at = gdni_min(i + j, b - 1) * w->kp;
-                decay[j] = w->decay + at, k[j] = w->k_read + at, q[j] = w->q + at;
+                decay[j] = w->decay + at, k[j] = w->reads + at, q[j] = w->q + at;
                 below[j] = gdni_lanes_below(i + j < b ? i + j : 0, lane);
                 kk[j] = kq[j] = gdni_set1(0.0f);
             }
@@ -4185,7 +4210,7 @@ GDNI_INLINE void gdni_chunk_columns(const gdni_run *u, const gdni_strip *x, gdni
     const gdni_workspace *w = u->w;
     const bool is_kda = r->is_kda;
     const ptrdiff_t k_dim = r->head_k_dim, kp = w->kp, width = gdni_tile_vectors(x) * GDNI_LANES;
-    const float *k = (is_kda ? w->kd : w->k_read) + a * kp, *q = (is_kda ? w->qd : w->q) + a * kp;
+    const float *k = (is_kda ? w->kd : w->reads) + a * kp, *q = (is_kda ? w->qd : w->q) + a * kp;
     float *sum_k = w->sums + c, *sum_q = sum_k + GDNI_CHUNK * width;
     for (ptrdiff_t i = 0; i < b - a; i += gdni_chunk_rows) {
         gdni_product(y, k + i * kp, k_dim, kp, gdni_chunk_rows, x->tile + c, width, nv, sum_k + i * width);
@@ -4261,6 +4286,8 @@ static void gdni_chunk_strip(const gdni_run *u, const gdni_strip *x, gdni_chunk 
         y->o_pitch = r->o.token_stride;
     }
     gdni_prepare_gates(u, x->value_head, y->t0, y->count, false);
+    gdni_prepare_reads(u, x->value_head, y->t0, y->count);
+    if (!r->is_kda && r->erase.data != NULL) gdni_raw_scores(u, y);
     for (ptrdiff_t i = 0; i < y->count && r->is_kda; i++) w->gate[i] = gdni_any(w->decay + i * w->kp, r->head_k_dim);
     for (ptrdiff_t a = 0, b; a < y->count; a = b) {
         for (b = a + 1; b < y->count && w->gate[b] != 0;) b++;
@@ -4284,7 +4311,7 @@ static void gdni_run_chunk(const gdni_run *u, ptrdiff_t t0) {
     gdni_look_ahead(u, &y);
     gdni_prepare_qk(u, t0, y.count);
     gdni_transpose(w->k, w->kp, y.count, w->kp, w->kt, GDNI_CHUNK);
-    if (!u->r->is_kda) gdni_raw_scores(u, &y);
+    if (!u->r->is_kda && u->r->erase.data == NULL) gdni_raw_scores(u, &y);
     gdni_gather_v(u, t0, y.count, true);
     for (int i = 0; i < u->num_strips; i++) gdni_chunk_strip(u, &u->strips[i], &y);
     gdni_scatter_o(u, t0, y.count, true);

@@ -76,7 +76,7 @@ static void load_row(const call *c, call_array which, ptrdiff_t batch, ptrdiff_t
     }
     for (ptrdiff_t i = 0; i < K; i++) {
         x[i] /= norm;
-        if ((c->p.rounding & GDN_ROUND_QK) != 0) x[i] = as_element(c->array[which].type, x[i]);
+        if ((c->p.rounding & GDN_ROUND_QK) != 0 && !(which == CALL_Q && (c->p.rounding & GDN_ROUND_SCALED_Q) != 0)) x[i] = as_element(c->array[which].type, x[i]);
     }
 }
 
@@ -121,6 +121,8 @@ static void dense_head(call *c, ptrdiff_t n, ptrdiff_t hv) {
         load_row(c, CALL_Q, batch, token, hv, q);
         load_row(c, CALL_K, batch, token, hv, k);
         load_row(c, call_has(c, CALL_K_READ) ? CALL_K_READ : CALL_K, batch, token, hv, k_read);
+        for (ptrdiff_t i = 0; i < K && call_has(c, CALL_ERASE); i++)
+            k_read[i] *= call_get(c, CALL_ERASE, batch, token, hv, i);
         for (ptrdiff_t i = 0; i < K; i++) decay[i] = decay_at(c, batch, token, hv, i);
         for (ptrdiff_t i = 0; i < K; i++) q[i] *= scale;
         for (ptrdiff_t i = 0; i < K && (rounding & GDN_ROUND_SCALED_Q) != 0; i++)

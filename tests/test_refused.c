@@ -123,6 +123,7 @@ static void step_slots(void) {
 static void everything(void) {
     pooled();
     p.k_read = gdn_f32(m.k);
+    p.erase = gdn_f32(m.a);
     p.gv = gdn_f32(m.b);
     memset(m.packed, 1, TOKENS);
     p.token_mask.data = (const uint8_t *)m.packed;
@@ -368,6 +369,7 @@ static void element_types(void **state) {
         REFUSED(fixed_length, p.b.dtype = bad[i], GDN_ERROR_ENUM, "b");
         REFUSED(fixed_length, p.o.dtype = bad[i], GDN_ERROR_ENUM, "o");
         REFUSED(everything, p.k_read.dtype = bad[i], GDN_ERROR_ENUM, "k_read");
+        REFUSED(everything, p.erase.dtype = bad[i], GDN_ERROR_ENUM, "erase");
         REFUSED(everything, p.gv.dtype = bad[i], GDN_ERROR_ENUM, "gv");
         REFUSED(cached, p.initial_state_source.dtype = bad[i], GDN_ERROR_ENUM, "initial_state_source");
         REFUSED(cached, p.intermediate_states_buffer.dtype = bad[i], GDN_ERROR_ENUM, "intermediate_states_buffer");
@@ -469,6 +471,7 @@ static void strides(void **state) {
     REFUSED(fixed_length, p.q.token_stride = -(H * K), GDN_ERROR_STRIDE, "q");
     REFUSED(fixed_length, p.q.batch_stride = PTRDIFF_MIN + 1, GDN_ERROR_STRIDE, "q");
     REFUSED(everything, p.k_read.token_stride = H * K - 1, GDN_ERROR_STRIDE, "k_read");
+    REFUSED(everything, p.erase.head_stride = K - 1, GDN_ERROR_STRIDE, "erase");
     REFUSED(everything, p.gv.head_stride = V - 1, GDN_ERROR_STRIDE, "gv");
     REFUSED(everything, p.token_mask.token_stride = -1, GDN_ERROR_STRIDE, "token_mask");
     REFUSED(fixed_length, (p.token_mask.data = (const uint8_t *)m.packed, p.token_mask.batch_stride = STEPS - 1),
@@ -671,7 +674,7 @@ static void plans(void **state) {
     gdn_error error;
     for (size_t i = 0; i < COUNT(calls); i++) {
         calls[i]();
-        gdn_tensor *const tensors[] = {&p.A_log, &p.a, &p.dt_bias, &p.q, &p.k, &p.v, &p.b, &p.k_read, &p.gv};
+        gdn_tensor *const tensors[] = {&p.A_log, &p.a, &p.dt_bias, &p.q, &p.k, &p.v, &p.b, &p.k_read, &p.erase, &p.gv};
         gdn_indices *const indices[] = {&p.cu_seqlens,
                                         &p.initial_state_indices,
                                         &p.output_state_indices,
@@ -896,6 +899,7 @@ static void output_overlaps(void **state) {
     REFUSED(fixed_length, p.v.data = m.o, GDN_ERROR_OVERLAP, "o");
     REFUSED(fixed_length, p.b.data = m.o, GDN_ERROR_OVERLAP, "o");
     REFUSED(everything, p.k_read.data = m.o, GDN_ERROR_OVERLAP, "o");
+    REFUSED(everything, p.erase.data = m.o, GDN_ERROR_OVERLAP, "o");
     REFUSED(everything, p.gv.data = m.o, GDN_ERROR_OVERLAP, "o");
     REFUSED(everything, p.token_mask.data = (const uint8_t *)m.o, GDN_ERROR_OVERLAP, "o");
     REFUSED(fixed_length, (p.q.head_stride = p.q.token_stride = p.q.batch_stride = GDN_BROADCAST, p.q.data = m.o + 4),

@@ -216,6 +216,7 @@ static gdn_tensor *tensor_of(gdn_params *p, call_array which) {
     case CALL_V: return &p->v;
     case CALL_B: return &p->b;
     case CALL_K_READ: return &p->k_read;
+    case CALL_ERASE: return &p->erase;
     case CALL_GV: return &p->gv;
     default: return NULL;
     }
@@ -264,6 +265,7 @@ static void broadcast_inputs(void **state) {
                 config.p.is_kda = (kind & 1) != 0;
                 config.p.state_layout = kind & 2 ? GDN_STATE_VK : GDN_STATE_KV;
                 if (which == CALL_K_READ) config.p.k_read.dtype = GDN_F32;
+                if (which == CALL_ERASE) config.p.erase.dtype = GDN_F32;
                 if (which == CALL_GV) config.p.gv.dtype = GDN_F32;
                 config.mask = which == CALL_MASK;
                 call *whole = call_new(&config), *narrow;

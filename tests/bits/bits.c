@@ -188,6 +188,7 @@ static void fill(setup *s) {
     fill_gates(s, &p->a, tokens * HV, gates, gate);
     if (p->k_read.dtype != GDN_DTYPE_NOT_SET)
         fill_tensor(&p->k_read, tokens * H, K, p->use_qk_l2norm_in_kernel ? usual : short_keys);
+    if (p->erase.dtype != GDN_DTYPE_NOT_SET) fill_tensor(&p->erase, tokens * HV, K, fraction);
     if (p->gv.dtype != GDN_DTYPE_NOT_SET) fill_tensor(&p->gv, tokens * HV, V, log_decay);
     if (!s->no_b) fill_gates(s, &p->b, tokens * HV, betas, p->beta_input == GDN_BETA_RAW ? raw : fraction);
     if (p->o.dtype == GDN_DTYPE_NOT_SET) p->o.dtype = GDN_F32;
@@ -580,6 +581,14 @@ static void key_to_read_decode(setup *s) {
     decode_kv(s);
     s->p.k_read.dtype = GDN_F16;
 }
+static void erase_kv(setup *s) {
+    key_to_read_kv(s);
+    s->p.erase.dtype = GDN_F32;
+}
+static void erase_kda_vk(setup *s) {
+    prefill_kda_vk(s);
+    s->p.erase.dtype = GDN_F32;
+}
 static void read_before_decay(setup *s) {
     key_to_read_kv(s);
     s->p.read_before_decay = true;
@@ -669,15 +678,17 @@ static const struct {
     CASE(subnormal_vk, 0xb9ad5b1f4140fde2u, 0x4e11e436869a7583u, 0x40b24f9bdd5b7034u),
     CASE(overflowing, 0x247ae83dddddebafu, 0xe48fb5c627cbe76fu, 0xc0f648badca0577bu),
     CASE(homogeneous, 0x0ea6a745b20dff7cu, 0x6edb42a9114a27a4u, 0xc080a23a76821d36u),
-    CASE(key_to_read_kv, 0, 0, 0),
-    CASE(key_to_read_kda_vk, 0, 0, 0),
-    CASE(key_to_read_decode, 0, 0, 0),
-    CASE(read_before_decay, 0, 0, 0),
-    CASE(decay_per_column_kv, 0, 0, 0),
-    CASE(decay_per_column_kda_vk_bf16_state, 0, 0, 0),
-    CASE(mask_and_steps, 0, 0, 0),
-    CASE(states_every_16, 0, 0, 0),
-    CASE(roundings, 0, 0, 0),
+    CASE(key_to_read_kv, 0xcc55e064a6c73c96u, 0x14c1b39d2a452c14u, 0x40c967363ea6b0e8u),
+    CASE(key_to_read_kda_vk, 0xaeda226a25df69fcu, 0x73f0a6e07c62c036u, 0x40e22eb31caab306u),
+    CASE(key_to_read_decode, 0x51dd4592dcfe3dabu, 0x51dd4592dcfe3dabu, 0xc0d29f046d61f93au),
+    CASE(erase_kv, 0xada6d1dcdf2a56ecu, 0xcfb96dee9859c6cbu, 0x4091b1db69013960u),
+    CASE(erase_kda_vk, 0x3564f855af64d24du, 0xd091758c12bc0bd3u, 0x40afe0f2aed91992u),
+    CASE(read_before_decay, 0x80098e1a80ba53c4u, 0x80098e1a80ba53c4u, 0xc0dd8b6f15c0306fu),
+    CASE(decay_per_column_kv, 0x0e3b6c5ef4acb96fu, 0x0e3b6c5ef4acb96fu, 0x40b70eb33c2debb8u),
+    CASE(decay_per_column_kda_vk_bf16_state, 0x7b294993bb253a0cu, 0x7b294993bb253a0cu, 0x40886b28dd2080e1u),
+    CASE(mask_and_steps, 0xf3815d408033fd0au, 0xf3815d408033fd0au, 0xc0f08e4f70dc46eeu),
+    CASE(states_every_16, 0x1208667a946dae7du, 0x082176d3fc29f7a6u, 0x40c1a78db7655426u),
+    CASE(roundings, 0xf9042349280f580eu, 0xf9042349280f580eu, 0xc0dd705ac5230c42u),
 #undef CASE
 };
 enum { NUM_CASES = sizeof cases / sizeof cases[0] };

@@ -16,6 +16,7 @@ const char *const call_array_names[CALL_NUM_ARRAYS] = {
     [CALL_V] = "v",
     [CALL_B] = "b",
     [CALL_K_READ] = "k_read",
+    [CALL_ERASE] = "erase",
     [CALL_GV] = "gv",
     [CALL_MASK] = "token_mask",
     [CALL_INITIAL_POOL] = "initial_state_source before the call",
@@ -124,6 +125,7 @@ static void set_params(call *c, bool strides) {
     p->v = tensor(&x[CALL_V], strides);
     p->b = tensor(&x[CALL_B], strides);
     p->k_read = tensor(&x[CALL_K_READ], strides);
+    p->erase = tensor(&x[CALL_ERASE], strides);
     p->gv = tensor(&x[CALL_GV], strides);
     p->token_mask.data = x[CALL_MASK].data;
     p->token_mask.batch_stride = strides ? x[CALL_MASK].stride[0] : 0;
@@ -307,6 +309,7 @@ static double draw(rng *r, call_array which, const gdn_params *p) {
     case CALL_DT_BIAS: return inverse_softplus(draw_dt(r));
     case CALL_A: return draw_gate(r, p);
     case CALL_GV: return -fabs(rng_normal(r)) / 2;
+    case CALL_ERASE: return 1 / (1 + exp(-rng_normal(r)));
     case CALL_MASK: return rng_below(r, 3) > 0;
     case CALL_K_READ:
     case CALL_K: return rng_normal(r) / (p->use_qk_l2norm_in_kernel ? 1 : sqrt((double)p->head_k_dim));
@@ -351,6 +354,7 @@ call *call_new(const call_config *config) {
     describe(&shape, CALL_V, or_f32(p->v.dtype), B, T, HV, V);
     if (!config->no_b) describe(&shape, CALL_B, or_f32(p->b.dtype), B, T, HV, betas);
     if (p->k_read.dtype != GDN_DTYPE_NOT_SET) describe(&shape, CALL_K_READ, (int)p->k_read.dtype, B, T, H, K);
+    if (p->erase.dtype != GDN_DTYPE_NOT_SET) describe(&shape, CALL_ERASE, (int)p->erase.dtype, B, T, HV, K);
     if (p->gv.dtype != GDN_DTYPE_NOT_SET) describe(&shape, CALL_GV, (int)p->gv.dtype, B, T, HV, V);
     if (config->mask) describe(&shape, CALL_MASK, ELEMENT_U8, B, T, 1, 1);
     describe(&shape, CALL_O, or_f32(p->o.dtype), B, T, HV, V);
@@ -434,7 +438,7 @@ call *call_clone_transposed(const call *c) {
 
 static bool is_token_array(call_array which) {
     return which == CALL_A || which == CALL_B || which == CALL_Q || which == CALL_K || which == CALL_V ||
-           which == CALL_K_READ || which == CALL_GV || which == CALL_MASK || which == CALL_O;
+           which == CALL_K_READ || which == CALL_ERASE || which == CALL_GV || which == CALL_MASK || which == CALL_O;
 }
 
 static bool is_sequence_array(call_array which) { return which >= CALL_INITIAL_INDICES && which <= CALL_ACCEPTED; }

@@ -19,7 +19,7 @@ typedef struct call_list {
     { (ptrdiff_t)(sizeof(LIST_VALUES(__VA_ARGS__)) / sizeof(int)), LIST_VALUES(__VA_ARGS__) }
 
 /* What a call is made from. `p` holds sizes, options and dtypes (float32 where not set) and no pointers; a pool and
- * a cache are present where their sizes are set, k_read and gv where their dtypes are, an index array where its list is
+ * a cache are present where their sizes are set, k_read, erase and gv where their dtypes are, an index array where its list is
  * not empty. */
 typedef struct call_config {
     const char *name;
@@ -44,6 +44,7 @@ typedef enum call_array {
     CALL_V,
     CALL_B,
     CALL_K_READ,
+    CALL_ERASE,
     CALL_GV,
     CALL_MASK,
     CALL_INITIAL_POOL, /* the pool before the call; the library sees only its copy CALL_POOL */

@@ -36,8 +36,12 @@ const call_config configs[] = {
     {.name = "decode kv, bfloat16, 8 columns", .p = {FIXED(2, 1), HEADS(1, 2, 20, 8), POOL(KV, 2, GDN_BF16)}},
     {.name = "decode kv, bfloat16, 16 columns", .p = {FIXED(2, 1), HEADS(1, 2, 20, 16), POOL(KV, 2, GDN_BF16)}},
     {.name = "decode kv, bfloat16, 24 columns", .p = {FIXED(2, 1), HEADS(1, 2, 20, 24), POOL(KV, 2, GDN_BF16)}},
-    {.name = "tall kv", .p = {FIXED(1, 3), HEADS(1, 1, 900, 70), POOL(KV, 1, GDN_F32), .use_qk_l2norm_in_kernel = true}},
-    {.name = "tall vk", .p = {FIXED(1, 3), HEADS(1, 1, 900, 70), POOL(VK, 1, GDN_F32), .use_qk_l2norm_in_kernel = true}},
+    {.name = "tall kv", /* sums of 900 products */
+     .p = {FIXED(1, 3), HEADS(1, 1, 900, 70), POOL(KV, 1, GDN_F32), .use_qk_l2norm_in_kernel = true},
+     .tolerance = 1.5e-6},
+    {.name = "tall vk",
+     .p = {FIXED(1, 3), HEADS(1, 1, 900, 70), POOL(VK, 1, GDN_F32), .use_qk_l2norm_in_kernel = true},
+     .tolerance = 1.5e-6},
     {.name = "many heads", .p = {FIXED(2, 5), HEADS(16, 48, 8, 8), POOL(VK, 2, GDN_F32)}},
     {.name = "decode",
      .p = {FIXED(5, 1), HEADS(2, 4, 64, 64), POOL(VK, 9, GDN_F32)},
@@ -296,6 +300,15 @@ const call_config configs[] = {
     {.name = "key to read, decode vk, tiled",
      .p = {FIXED(3, 1), HEADS(2, 4, 32, 20), POOL(VK, 3, GDN_F32), .k_read.dtype = GDN_F32, .is_kda = true,
            .head_map = GDN_HEADS_TILED}},
+    {.name = "erase",
+     .p = {FIXED(2, 19), HEADS(2, 4, 24, 40), POOL(KV, 2, GDN_F32), .erase.dtype = GDN_F32,
+           .use_qk_l2norm_in_kernel = true}},
+    {.name = "erase, kda vk, key to read",
+     .p = {HEADS(2, 4, 24, 40), POOL(VK, 3, GDN_F32), .erase.dtype = GDN_BF16, .k_read.dtype = GDN_F32, .is_kda = true},
+     .lens = LIST(20, 1, 4)},
+    {.name = "erase, decode",
+     .p = {FIXED(3, 1), HEADS(2, 4, 32, 64), POOL(KV, 3, GDN_F32), .erase.dtype = GDN_F32,
+           .use_qk_l2norm_in_kernel = true}},
     {.name = "read before the decay",
      .p = {FIXED(2, 19), HEADS(2, 4, 24, 40), POOL(VK, 2, GDN_F32), .k_read.dtype = GDN_F32, .read_before_decay = true,
            .use_qk_l2norm_in_kernel = true}},
@@ -338,6 +351,10 @@ const call_config configs[] = {
     {.name = "rounded q and k",
      .p = {FIXED(2, 9), HEADS(2, 4, 24, 16), POOL(VK, 2, GDN_F32), .use_qk_l2norm_in_kernel = true, DTYPES(GDN_BF16),
            .k_read.dtype = GDN_BF16, .rounding = GDN_ROUND_QK | GDN_ROUND_SCALED_Q},
+     .tolerance = 0x1p-7},
+    {.name = "rounded q and k, before the scale",
+     .p = {FIXED(2, 9), HEADS(2, 4, 24, 16), POOL(KV, 2, GDN_F32), .use_qk_l2norm_in_kernel = true, DTYPES(GDN_F16),
+           .rounding = GDN_ROUND_QK},
      .tolerance = 0x1p-7},
     {.name = "rounded beta",
      .p = {FIXED(2, 9), HEADS(2, 4, 24, 33), POOL(KV, 2, GDN_F32), DTYPES(GDN_F16), .beta_per_column = true,
@@ -449,6 +466,7 @@ static void random_extras(rng *r, call_config *config) {
     gdn_params *p = &config->p;
     const bool starts_at_step = config->ssm_state_indices.count > 0 && config->initial_state_indices.count == 0;
     if (one_in(r, 6)) p->k_read.dtype = GDN_F32;
+    if (one_in(r, 8)) p->erase.dtype = GDN_F32;
     if (one_in(r, 8)) p->gv.dtype = GDN_F32;
     config->mask = one_in(r, 8);
     p->read_before_decay = p->gv.dtype == GDN_DTYPE_NOT_SET && one_in(r, 8);
@@ -520,6 +538,7 @@ call *random_call(ptrdiff_t i) {
     bool mixed = one_in(&r, 2);
     for (ptrdiff_t j = 0; j < COUNT(dtype); j++) *dtype[j] = mixed ? dtypes[rng_below(&r, 3)] : GDN_F32;
     if (mixed && p->k_read.dtype != GDN_DTYPE_NOT_SET) p->k_read.dtype = dtypes[rng_below(&r, 3)];
+    if (mixed && p->erase.dtype != GDN_DTYPE_NOT_SET) p->erase.dtype = dtypes[rng_below(&r, 3)];
     if (mixed && p->gv.dtype != GDN_DTYPE_NOT_SET) p->gv.dtype = dtypes[rng_below(&r, 3)];
     call *c = call_new(&config);
     shorten_keys(c, CALL_K);
@@ -532,7 +551,7 @@ void strew_extremes(call *c, ptrdiff_t stream) {
                                       20.0000019, -17,   -316,  -1e4,   3.4e38, 1,        -1,   -88,       88,
                                       1e20,       -1e20, 1e-30, -104,   -3e38,  HUGE_VAL, -20,  -HUGE_VAL, (double)NAN};
     static const call_array inputs[] = {CALL_Q,     CALL_K,       CALL_V,      CALL_A,  CALL_B,
-                                        CALL_A_LOG, CALL_DT_BIAS, CALL_K_READ, CALL_GV, CALL_INITIAL_POOL};
+                                        CALL_A_LOG, CALL_DT_BIAS, CALL_K_READ, CALL_ERASE, CALL_GV, CALL_INITIAL_POOL};
     rng r = rng_stream(&stream, 1);
     for (ptrdiff_t i = 0; i < COUNT(inputs); i++) {
         if (!call_has(c, inputs[i])) continue;

@@ -189,6 +189,7 @@ static gdn_params piece(const call *c, ptrdiff_t n, ptrdiff_t first, ptrdiff_t l
     p.a = tokens_of(c, CALL_A, p.a, batch, token);
     p.b = tokens_of(c, CALL_B, p.b, batch, token);
     p.k_read = tokens_of(c, CALL_K_READ, p.k_read, batch, token);
+    p.erase = tokens_of(c, CALL_ERASE, p.erase, batch, token);
     p.gv = tokens_of(c, CALL_GV, p.gv, batch, token);
     if (call_has(c, CALL_MASK)) {
         p.token_mask.data = call_at(c, CALL_MASK, batch, token, 0, 0);
