@@ -107,13 +107,17 @@
  *   SGLang, vLLM, FLA and transformers normalise q and k when asked to (use_qk_l2norm_in_kernel), FlashInfer by
  *   default. llama.cpp and mlx-lm normalise before the operator: set use_qk_l2norm_in_kernel to feed this one their
  *   raw q and k, leave it off to feed it what they feed theirs.
- *   Rounded inside, and not here: beta, to b's dtype, in SGLang's packed decode and the CPU decodes; q and k, to their
- *   dtype after the norm, in FlashInfer's prefill and every chunked kernel. Pass them rounded to have that.
+ *   Rounded inside, and here where `rounding` says so: q and k after the norm, in FlashInfer's prefill and the chunked
+ *   kernels of FLA, SGLang and vLLM (in the CPU chunks q after its scale instead); beta, to b's dtype, in SGLang's
+ *   packed decode and in transformers' models. The CPU decodes round exp(-b), 1 + that and the quotient: not here.
+ *   GDN-2: beta absent, erase = b, v = w * v. Comba: k_read = p, read_before_decay. mlx-lm's mask: token_mask.
  *
  * DOES NOT
  *
  *   start threads, keep global state, or allocate when scratch is passed; write its inputs; compute the
- *   causal convolution, the output norm or the output gate around the operator; compute gradients.
+ *   causal convolution, the output norm or the output gate around the operator; compute gradients; decay by head
+ *   and by channel at once (pass the product as channels); know 8-bit floats, more query than value heads (repeat
+ *   k and v), or strides inside a head (copy).
  *
  * NUMERICS
  *
@@ -126,7 +130,8 @@
  *   sum16   a sum over K with sixteen partial sums: the l-th over i = l, l+16, ... in order, each step
  *           acc = fma(x_i, y_i, acc) from 0; then folded: l + (l+8), l + (l+4), l + (l+2), l + (l+1).
  *   norm    n = sum16(x, x), folded in double; f = 1 / sqrt(n + eps), or the other forms, in double, times scale
- *           for q (without the norm f = scale); f = hi + lo, two floats; x = fma(x, hi, x * lo).
+ *           for q (without the norm f = scale); f = hi + lo, two floats; x = fma(x, hi, x * lo). Where q is rounded
+ *           before the scale, that is a second such product.
  *   qk      sum16(q, k), folded in double and rounded to float
  *   gates   decay and beta in double, by this header's own exp, softplus and sigmoid; rounded to float once, to
  *           within 0.61 units in the last place of each function.
@@ -136,6 +141,8 @@
  *           GDN_STATE_KV, or no layout set: each column sums over k in order in one accumulator.
  *           GDN_STATE_VK: sum16. Then, with p = decay (KDA: 1):
  *               d = beta * fma(-p, A, v);  o = fma(qk, d, p * B);  s = fma(k_i, d, decay_i * s)
+ *           k_read, erase: erase_i * k_read_i, rounded, is in A what k_i is. read_before_decay: A without decays, and
+ *           p = 1 in d. gv: every s is first rounded once more, to exp(gv) * s.
  *
  *   The two layouts therefore agree within the error bound, not in bits. bfloat16 and float16 are
  *   converted exactly on load and rounded to nearest, ties to even, on store.
@@ -143,9 +150,10 @@
  *   GDN_COMPUTE_F32_CHUNKS takes up to 16 tokens at a time, from the first token of a sequence in its call on, as
  *   products of matrices: the faster way for prompts, and as fast in either layout. Both layouts give the same bits, on
  *   every machine as above; split between calls a sequence keeps them where each split is at a multiple of 16 tokens
- *   and no piece has one token alone. GDN_COMPUTE_F32 computes sequences of one token, and those whose state is stored
- *   or read between two tokens (intermediate_states_buffer, ssm_state_indices), under either name. Use it wherever
- *   verification and decode must give the same bits, or a prompt the same in any pieces. What differs from above, for
+ *   and no piece has one token alone. Under either name GDN_COMPUTE_F32 computes sequences of one token; steps that are
+ *   stored (intermediate_states_buffer, ssm_state_indices), unless step_interval is a multiple of 16; and token_mask,
+ *   gv, read_before_decay and GDN_ROUND_STATE. Use it wherever verification and decode must give the same bits, or a
+ *   prompt the same in any pieces. What differs from above (k_i in scores and sums over S is again erase * k_read), for
  *   tokens i = a .. of a chunk; P(j,i) is the product of the decays after j up to i, G_i = P(a-1,i), factor by factor;
  *   every sum in order, each step an fma:
  *
@@ -487,7 +495,7 @@ typedef struct gdn_params {
  *   SGLANG_CPU, VLLM_CPU    decode of sgl-kernel (vLLM 0.33.0), a negative index crashes there; _CHUNK: prefill
  *   VLLM                    0.33.0 fused_sigmoid_gating; VLLM_RECURRENT: fused_recurrent; VLLM_PACKED_DECODE
  *   FLA                     0.6.0 fused_recurrent; VK with state_v_first; RAW with gate or sigmoid in the kernel
- *   FLASHINFER_DECODE       0.7.2 "pretranspose" with float32 states; _KV: "nontranspose"; _MTP; _PREFILL: chunked
+ *   FLASHINFER_DECODE       0.7.4 "pretranspose" with float32 states; _KV: "nontranspose"; _MTP; _PREFILL: chunked
  *   GGML                    llama.cpp of 2026-10 (0c1e5709), qwen35; LLAMA_QWEN3NEXT: qwen3next
  *   MLX_LM, TRANSFORMERS    0.32.2, 5.24.0
  */
