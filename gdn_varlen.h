@@ -114,10 +114,10 @@
  *
  * DOES NOT
  *
- *   start threads, keep global state, or allocate when scratch is passed; write its inputs; compute the
- *   causal convolution, the output norm or the output gate around the operator; compute gradients; decay by head
- *   and by channel at once (pass the product as channels); know 8-bit floats, more query than value heads (repeat
- *   k and v), or strides inside a head (copy).
+ *   start threads, keep global state (but a word on what the CPU has), or allocate when scratch is passed; write
+ *   its inputs; compute the causal convolution, the output norm or the output gate around the operator; compute
+ *   gradients; decay by head and by channel at once (pass the product as channels); know 8-bit floats, more query
+ *   than value heads (repeat k and v), or strides inside a head (copy).
  *
  * NUMERICS
  *
@@ -650,11 +650,27 @@ static inline gdn_state_cache gdn_cache_of(void *data, gdn_dtype dtype, ptrdiff_
 #include <float.h>
 #include <math.h>
 #include <string.h>
+/* clang speaks GNU C for MSVC too, where it does not say so. */
+#if defined(__GNUC__) || defined(__clang__)
+#define GDNI_GNU_C 1
+#else
+#define GDNI_GNU_C 0
+#endif
 /* Vector units: GNU C only. SSE2 is part of every x86-64; AVX2 and AVX-512 are chosen at run time. */
-#if defined(__GNUC__) && !defined(GDN_NO_SIMD) && defined(__SSE2__)
+#if GDNI_GNU_C && !defined(GDN_NO_SIMD) && defined(__SSE2__)
 #define GDNI_SSE2 1
-#include <cpuid.h>
 #include <immintrin.h>
+#ifdef _MSC_VER /* there clang, up to 18, leaves out of it what the command line does not ask for */
+#include <smmintrin.h>
+#include <avxintrin.h>
+#include <avx2intrin.h>
+#include <f16cintrin.h>
+#include <fmaintrin.h>
+#include <avx512fintrin.h>
+#include <avx512bwintrin.h>
+#include <avx512dqintrin.h>
+#include <avx512vlintrin.h>
+#endif
 #else
 #define GDNI_SSE2 0
 #endif
@@ -668,8 +684,8 @@ static inline gdn_state_cache gdn_cache_of(void *data, gdn_dtype dtype, ptrdiff_
 #else
 #define GDNI_AVX512 0
 #endif
-#if defined(__GNUC__) && !defined(GDN_NO_SIMD) && !defined(GDN_NO_NEON) && defined(__aarch64__) &&                     \
-    defined(__ARM_NEON) && !defined(__AARCH64EB__)
+#if GDNI_GNU_C && !defined(GDN_NO_SIMD) && !defined(GDN_NO_NEON) && defined(__aarch64__) && defined(__ARM_NEON) &&     \
+    !defined(__AARCH64EB__)
 #define GDNI_NEON 1
 #include <arm_neon.h>
 #else
@@ -702,7 +718,7 @@ typedef char gdni_double_constants[(int)16777217.0 == 16777217 ? 1 : -1];
 
 /* What the kernel calls on floats is inlined, so that it is compiled for the kernel's target: an SSE instruction that
  * comes after AVX-512 ones costs some Intel CPUs hundreds of cycles. */
-#if defined(__GNUC__)
+#if GDNI_GNU_C
 #define GDNI_INLINE static inline __attribute__((always_inline))
 #else
 #define GDNI_INLINE static inline
@@ -734,7 +750,7 @@ typedef char gdni_double_constants[(int)16777217.0 == 16777217 ? 1 : -1];
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC push_options
 #pragma GCC optimize("O2", "fp-contract=off", "no-tree-vectorize", "unswitch-loops")
-#elif defined(_MSC_VER)
+#elif !GDNI_GNU_C && defined(_MSC_VER)
 #pragma fp_contract(off)
 #endif
 
@@ -1937,7 +1953,7 @@ static gdni_strip gdni_columns(const gdni_strip *x, ptrdiff_t c0, ptrdiff_t c1, 
 
 /* Asks for `bytes` from p on. Always inlined: gcc takes a function that only asks for one without effect. */
 GDNI_INLINE void gdni_prefetch(const char *p, ptrdiff_t bytes) {
-#if defined(__GNUC__)
+#if GDNI_GNU_C
     for (ptrdiff_t i = 0; i < bytes; i += GDNI_ALIGNMENT) __builtin_prefetch(p + i, 0, 2); /* second level */
 #else
     (void)p, (void)bytes;
@@ -2260,15 +2276,47 @@ GDNI_INLINE void gdni_fold_eight(__m512 (*p)[1], float *sums) {
 
 typedef void gdni_run_function(const gdn_params *r, ptrdiff_t first, ptrdiff_t last, float *scratch);
 
-#if GDNI_AVX2
-/* Without CPUID where the compiler knows how: that instruction takes microseconds on a virtual machine. */
-static bool gdni_has_f16c(void) {
-#if defined(__clang__) ? __clang_major__ >= 19 : __GNUC__ >= 11
-    return __builtin_cpu_supports("f16c") != 0;
+#if GDNI_AVX2 || GDNI_AVX512
+/* The compilers' __builtin_cpu_supports() is a table in their run-time library: not every program links it, and not
+ * every compiler fills it in. */
+static void gdni_cpuid(uint32_t leaf, uint32_t r[4]) {
+    __asm__ volatile("cpuid" : "=a"(r[0]), "=b"(r[1]), "=c"(r[2]), "=d"(r[3]) : "0"(leaf), "2"(0));
+}
+
+/* The bits 1 << isa that the CPU has and the system saves the registers of. Not inlined: CPUID writes ebx, which the
+ * frame of a caller may need. */
+static __attribute__((noinline)) uint32_t gdni_read_cpu(void) {
+    const uint32_t avx = 1u << 12 | 1u << 27 | 1u << 28 | 1u << 29;    /* FMA, OSXSAVE, AVX, F16C */
+    const uint32_t avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
+#ifdef __APPLE__
+    const uint32_t ymm = 0x6, zmm = 0x6; /* there the system saves zmm from their first use on */
 #else
-    unsigned a, b, c, d;
-    return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & (unsigned)bit_F16C) != 0;
+    const uint32_t ymm = 0x6, zmm = 0xe6;
 #endif
+    uint32_t r[4], saved, found = 1u << GDN_ISA_PLAIN;
+    gdni_cpuid(0, r);
+    if (r[0] < 7) return found;
+    gdni_cpuid(1, r);
+    if ((r[2] & avx) != avx) return found;
+    __asm__ volatile("xgetbv" : "=a"(saved), "=d"(r[3]) : "c"(0));
+    gdni_cpuid(7, r);
+    if ((saved & ymm) != ymm || (r[1] & 1u << 5) == 0) return found;
+    found |= 1u << GDN_ISA_AVX2;
+    if ((saved & zmm) == zmm && (r[1] & avx512) == avx512) found |= 1u << GDN_ISA_AVX512;
+    return found;
+}
+
+/* Kept, since CPUID takes microseconds on a virtual machine: the only data here that are written, from 0 to what any
+ * other thread would write. */
+static uint32_t gdni_cpu;
+
+static bool gdni_cpu_has(gdn_isa isa) {
+    uint32_t found = __atomic_load_n(&gdni_cpu, __ATOMIC_RELAXED);
+    if (found == 0) {
+        found = gdni_read_cpu();
+        __atomic_store_n(&gdni_cpu, found, __ATOMIC_RELAXED);
+    }
+    return (found >> isa & 1u) != 0;
 }
 #endif
 
@@ -2278,16 +2326,12 @@ static gdni_run_function *gdni_instance(gdn_isa isa) {
     case GDN_ISA_PLAIN: return gdni_run_items_plain;
     case GDN_ISA_AVX2:
 #if GDNI_AVX2
-        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && gdni_has_f16c())
-            return gdni_run_items_avx2;
+        if (gdni_cpu_has(isa)) return gdni_run_items_avx2;
 #endif
         break;
-    case GDN_ISA_AVX512: /* has F16C */
+    case GDN_ISA_AVX512:
 #if GDNI_AVX512
-        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") &&
-            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-            __builtin_cpu_supports("avx512vl"))
-            return gdni_run_items_avx512;
+        if (gdni_cpu_has(isa)) return gdni_run_items_avx512;
 #endif
         break;
     case GDN_ISA_NEON:
