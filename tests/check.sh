@@ -35,7 +35,7 @@ coverage        long  4 min    the lines and branches that the tests run
 mutants         long  30 min   faults put into the header: do the tests notice?
 exhaustive      long  3 min    the gates for every float, the whole table of accuracy
 random          long  4 min    a hundred thousand random calls, token by token and in chunks
-targets         long  6 min    the same bits: all compilers, levels, architectures and systems
+targets         long  9 min    the same bits: all compilers, levels, architectures and systems
 sweep           long  30 min   the same bits: tuning flags and versions of the compilers
 contract        long  1 min    no fused multiply-add in double
 emulated        long  6 min    the tests on aarch64, under emulation
@@ -46,7 +46,7 @@ peers           long  20 min   tests and references of the peers on the Python m
 ggml_backend    long  30 min   inside llama.cpp, three releases of it from PyPI
 '
 # What `targets_quick` must find: tools that .ci/run installs.
-quick_targets='^(aarch64|s390x|riscv64|x86_64-w64|gcc|g\+\+)'
+quick_targets='^(aarch64|s390x|riscv64|x86_64-w64|clang --target=x86_64-pc|qemu|gcc|g\+\+)'
 
 # names [LIST]
 names() { awk -v list="${1-}" 'NF && (list == "" || $2 == list) { print $1 }' <<<"$table"; }

@@ -8,9 +8,9 @@
 #   --require-all  a row whose tools are missing is a failure (one that this CPU cannot run is not)
 #   PATTERN        only rows whose name matches this extended regular expression
 #
-# Debian: gcc g++ clang clang-19 qemu-user musl-tools lld wasi-libc libclang-rt-14-dev-wasm32 nodejs wine64
-# gcc-mingw-w64-x86-64, and gcc-TRIPLET with its libc for i686-linux-gnu, aarch64-linux-gnu, riscv64-linux-gnu,
-# s390x-linux-gnu, powerpc64le-linux-gnu, arm-linux-gnueabihf.
+# Debian: gcc g++ clang clang-19 qemu-user musl-tools lld wasi-libc libclang-rt-14-dev-wasm32 nodejs wine64 libwine-dev
+# gcc-mingw-w64-x86-64 python3-venv, and gcc-TRIPLET with its libc for i686-linux-gnu, aarch64-linux-gnu,
+# riscv64-linux-gnu, s390x-linux-gnu, powerpc64le-linux-gnu, arm-linux-gnueabihf. zig comes from PyPI.
 set -euo pipefail
 
 usage() { sed -n '/^#   /s/^#   //p' "${BASH_SOURCE[0]}"; }
@@ -47,12 +47,12 @@ report() {
     esac
 }
 
-# wanted NAME: whether the row is, and its tools are there, the words of $tools.
+# wanted NAME: whether the row is, and its tools are there, the words of $tools: programs or files.
 wanted() {
     local tool
     [[ $1 =~ $pattern ]] || return 1
     for tool in $tools; do
-        command -v "$tool" >/dev/null && continue
+        [ -e "$tool" ] || command -v "$tool" >/dev/null && continue
         report "$1" "MISSING: $tool"
         return 1
     done
@@ -70,10 +70,11 @@ executable() {
 includes=(-I "$root" -I "$root/tests/support")
 
 # same COMPILE [RUN [ARGUMENT...]]: builds with the words of COMPILE, runs behind those of RUN; the row is named after both.
+# $also: what it needs besides.
 same() {
     local compile=$1 run=${2:-} name tools program=$work/program.exe log=$work/log language=c
     name=$compile${run:+, ${run%% *}}
-    tools="${compile%% *} ${run%% *}"
+    tools="${compile%% *} ${run%% *} ${also:-}"
     shift $(($# < 2 ? $# : 2))
     [[ ${compile%% *} == *++* ]] && language=c++
     wanted "$name" || return 0
@@ -87,6 +88,52 @@ same() {
         report "$name" "FAILED" "$log"
     else
         report "$name" "$(tail -n 1 "$log")"
+    fi
+}
+
+# msvc COMPILER ARGUMENT...: a row for the target of Visual Studio, with wine's headers and its ucrtbase.dll. $INCLUDE
+# and $LIB are where clang and its linker look, for libcmt, oldnames and, because of -lm, for m.
+msvc() {
+    local compile="$1 --target=x86_64-pc-windows-msvc -fuse-ld=lld ${*:2}"
+    local wine=/usr/include/wine/wine libraries=/usr/lib/x86_64-linux-gnu/wine/x86_64-windows
+    local also="lld-link $wine/msvcrt/stdio.h $libraries/libucrtbase.a"
+    local -x INCLUDE="$wine/msvcrt;$wine/windows" LIB=$work/msvc
+    if [ ! -e "$LIB" ] && command -v "$1" >/dev/null && [ -e "$libraries/libucrtbase.a" ]; then
+        mkdir "$LIB"
+        ln -s "$libraries/libucrtbase.a" "$LIB/oldnames.lib"
+        ln -s "$libraries/libntdll.a" "$LIB/m.lib" # __chkstk
+        "$1" --target=x86_64-pc-windows-msvc -x c -c "$root/tests/bits/msvc.c" -o "$LIB/libcmt.lib"
+    fi
+    same "$compile" wine64 --require "$x86"
+}
+
+# with_zig ARGUMENTS [RUN]: a row for zig, which the first one installs.
+with_zig() {
+    local compile="zig cc -std=c11 -mcpu=baseline $1" run=${2:-} venv=$work/zig
+    if [[ "$compile${run:+, $run}" =~ $pattern ]] && [ ! -d "$venv" ] && python3 -m venv "$venv" &&
+        "$venv/bin/pip" install --quiet ziglang; then
+        printf '#!/bin/sh\nexec "%s/bin/python" -m ziglang "$@"\n' "$venv" >"$venv/bin/zig"
+        chmod +x "$venv/bin/zig"
+        export PATH=$PATH:$venv/bin ZIG_GLOBAL_CACHE_DIR=$venv/cache ZIG_LOCAL_CACHE_DIR=$venv/cache
+    fi
+    same "$compile" "$run" --require "$x86"
+}
+
+# selects ISA CPU: what is taken on a CPU as qemu describes it, which has no AVX-512.
+selects() {
+    local name="qemu-x86_64 -cpu $2" tools='gcc qemu-x86_64' log=$work/log program=$work/selected result
+    wanted "$name" || return 0
+    : >"$log"
+    if [ ! -e "$program" ]; then
+        printf '%s\n' '#include <gdn_varlen.h>' '#include <stdio.h>' \
+            'int main(void) { return puts(gdn_isa_name(gdn_isa_selected())) < 0; }' |
+            gcc -O1 -static -DGDN_IMPLEMENTATION -I "$root" -x c - -o "$program" -lm >"$log" 2>&1 || :
+    fi
+    result=$(qemu-x86_64 -cpu "$2" "$program" 2>>"$log") || :
+    if [ "$result" = "$1" ]; then
+        report "$name" "ok: $1"
+    else
+        report "$name" "FAILED: takes $result, not $1" "$log"
     fi
 }
 
@@ -191,6 +238,7 @@ fi
 wasm="clang --target=wasm32-wasi -std=c11"
 node="node --no-warnings --experimental-wasi-unstable-preview1 $root/tests/bits/wasi.mjs"
 same "x86_64-w64-mingw32-gcc -std=c11 -O2 -static" wine64 --require "$x86"
+msvc clang -std=c11 -O2
 same "$wasm -O2" "$node"
 if [ ! "$quick" ]; then
     same "x86_64-w64-mingw32-gcc -std=c11 -O0 -static" wine64 --require "$x86"
@@ -198,9 +246,27 @@ if [ ! "$quick" ]; then
     gcc_libraries=$(dirname "$(x86_64-w64-mingw32-gcc -print-libgcc-file-name 2>/dev/null)")
     same "clang --target=x86_64-w64-mingw32 -std=c11 -O2 -static -L $gcc_libraries" wine64 --require "$x86"
     same "x86_64-w64-mingw32-gcc -std=c11 -O2 -DGDN_NO_SIMD -static" wine64 --require plain
+    msvc clang -std=c11 -O0 -march=x86-64-v4
+    msvc clang-19 -std=c11 -O3
+    msvc clang++ -std=c++20 -O1
     same "$wasm -O0" "$node"
     same "$wasm -O3 -msimd128" "$node"
 fi
+
+# A compiler whose run-time library knows no CPUs.
+if [ ! "$quick" ]; then
+    with_zig -O2
+    with_zig -O0 # with its undefined behaviour sanitizer
+    with_zig "-O2 -target x86_64-windows-gnu" wine64
+fi
+
+# Which instance other CPUs and systems get.
+selects avx2 Haswell
+selects plain IvyBridge # AVX without AVX2
+selects plain Haswell,-fma
+selects plain Haswell,-f16c
+selects plain Haswell,-avx2
+selects plain Haswell,-xsave # the system does not save the registers
 
 # What cannot give them is refused.
 refused "$i686 -mfpmath=387" "x87 arithmetic"

@@ -1,10 +1,10 @@
 # The consumers' program, from C and from C++, with the library GDN: the header, or the header and its compiled library.
-set(GDN gdn_varlen::gdn_varlen CACHE STRING "gdn_varlen::gdn_varlen or gdn_varlen::library")
+set(GDN gdn_varlen::gdn_varlen CACHE STRING "gdn_varlen::library, or a target that brings the header")
 add_executable(program_c ${CMAKE_CURRENT_LIST_DIR}/../compile/user.c)
 add_executable(program_cpp ${CMAKE_CURRENT_LIST_DIR}/program.cpp)
 foreach(program program_c program_cpp)
     target_link_libraries(${program} PRIVATE ${GDN})
-    if(GDN STREQUAL gdn_varlen::gdn_varlen)
+    if(NOT GDN STREQUAL gdn_varlen::library)
         target_compile_definitions(${program} PRIVATE GDN_IMPLEMENTATION)
     endif()
 endforeach()

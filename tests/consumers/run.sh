@@ -1,16 +1,17 @@
 #!/bin/sh
 # Somebody else's projects, each with another way to the header; the program runs from C and from C++.
 #
-#   tests/consumers/run.sh [WAY...]    copy, pkg_config, find_package, add_subdirectory, fetch_content, static, shared
-#                                      (default: all)
+#   tests/consumers/run.sh [WAY...]    copy, pkg_config, find_package, add_subdirectory, fetch_content, standards,
+#                                      export, static, shared (default: all)
 #
-# copy: of what release.sh writes. static and shared: with the compiled library, by CMake and by pkg-config. The
-# compilers are $CC and $CXX; exit status 77: a program that a way needs is missing.
+# copy: of what release.sh writes. standards: from a project of C90 and C++98, and from one of C++ alone. export: by the
+# package of a project that exports its own target. static and shared: with the compiled library, by CMake and by
+# pkg-config. The compilers are $CC and $CXX; exit status 77: a program that a way needs is missing.
 set -eu
 . "$(dirname -- "$0")/../usage.sh"
 usage_of 0 any "$@"
 
-ways="copy pkg_config find_package add_subdirectory fetch_content static shared"
+ways="copy pkg_config find_package add_subdirectory fetch_content standards export static shared"
 # shellcheck disable=SC2086 # split into words on purpose
 [ $# -gt 0 ] || set -- $ways
 for way; do
@@ -51,10 +52,13 @@ needs() {
     done
 }
 
+# run_programs FOLDER NAME PROGRAM...
 run_programs() {
-    for program in "$1"/program_c "$1"/program_cpp; do
-        "$program" || fail "${program##*/}"
-        echo "ok: $way: $2: ${program##*/}"
+    folder=$1 name=$2
+    shift 2
+    for program; do
+        "$folder/$program" || fail "$program"
+        echo "ok: $way: $name: $program"
     done
 }
 
@@ -74,18 +78,24 @@ install_package() {
     export PKG_CONFIG_PATH="$pc" LD_LIBRARY_PATH="${pc%/pkgconfig}"
 }
 
-with_cmake() {
+# build_project PROJECT ARGUMENT OF CMAKE...
+build_project() {
     project=$1
     shift
+    rm -rf "${work:?}/$project"
     quietly cmake -S "$here/$project" -B "$work/$project" "$@"
     quietly cmake --build "$work/$project"
-    run_programs "$work/$project" "$project"
+}
+
+with_cmake() {
+    build_project "$@"
+    run_programs "$work/$1" "$1" program_c program_cpp
 }
 
 with_pkg_config() {
     mkdir "$work/make"
     quietly make -C "$here/pkg_config" OUT="$work/make" "$@"
-    run_programs "$work/make" pkg_config
+    run_programs "$work/make" pkg_config program_c program_cpp
 }
 
 # The library's symbols for the linker are those of the interface.
@@ -107,7 +117,7 @@ copy)
     (cd "$work" && quietly $CC $CFLAGS -O2 -DGDN_IMPLEMENTATION user.c -o program_c -lm)
     # shellcheck disable=SC2086
     (cd "$work" && quietly $CXX $CXXFLAGS -O2 -DGDN_IMPLEMENTATION user.cpp -o program_cpp -lm)
-    run_programs "$work" cc
+    run_programs "$work" cc program_c program_cpp
     ;;
 pkg_config)
     needs pkg-config make
@@ -134,13 +144,27 @@ EOF
 add_subdirectory | fetch_content)
     with_cmake "$way"
     ;;
+standards)
+    with_cmake standards
+    build_project cxx_only
+    run_programs "$work/cxx_only" "cxx_only, subfolder" program_cpp
+    install_package ''
+    build_project cxx_only -DCMAKE_PREFIX_PATH="$prefix"
+    run_programs "$work/cxx_only" "cxx_only, installed" program_cpp
+    ;;
+export)
+    build_project export -DCMAKE_INSTALL_PREFIX="$work/stage"
+    quietly cmake --install "$work/export"
+    with_cmake export/user -DCMAKE_PREFIX_PATH="$work/stage"
+    ;;
 static | shared)
     needs pkg-config make nm readelf
     shared=OFF flags=--static
     if [ "$way" = shared ]; then shared=ON flags=; fi
     install_package '' # over which the library is installed; cmake takes files of the same second for the same
     sleep 1
-    install_package gdn_varlen_library -DGDN_BUILD_LIBRARY=ON -DBUILD_SHARED_LIBS=$shared
+    # Position-independent, also where the compiler would not make it so.
+    install_package gdn_varlen_library -DGDN_BUILD_LIBRARY=ON -DBUILD_SHARED_LIBS=$shared -DCMAKE_C_FLAGS=-fno-pie
     with_cmake find_package -DCMAKE_PREFIX_PATH="$prefix" -DGDN=gdn_varlen::library
     with_pkg_config PACKAGE=gdn_varlen_library STATIC="$flags"
     if [ "$way" = static ]; then

@@ -24,7 +24,7 @@ static inline bool cpu_lists(const char *const *features) {
 
 /* Whether this build has to have an instance that this CPU can run. */
 static inline bool cpu_requires(gdn_isa isa) {
-#if defined(GDN_NO_SIMD) || !defined(__GNUC__)
+#if defined(GDN_NO_SIMD) || (!defined(__GNUC__) && !defined(__clang__))
     return isa == GDN_ISA_PLAIN;
 #elif defined(__aarch64__)
     return isa == GDN_ISA_PLAIN || isa == GDN_ISA_NEON;
