@@ -405,7 +405,9 @@ typedef struct gdn_params {
      * ends at or before seq_len; rows past its end are not written. A sequence of length 0 writes nothing. */
     gdn_indices cu_seqlens;
 
-    /* Inputs, in any mix of dtypes. Required: q, k, v; with GDN_GATE_RAW also a and, but under a lower bound, A_log. */
+    /* Inputs, in any mix of dtypes. Required: q, k, v; with GDN_GATE_RAW also a and, but under a lower bound, A_log.
+     * Rows of Qwen3-Next's fused ba projection, b and a of each key head in turn, have no one head_stride: copy them.
+     */
     gdn_tensor A_log;   /* [HV]; only head_stride may be set; absent, under a lower bound: 0 */
     gdn_tensor a;       /* [B,T,HV]; is_kda: [B,T,HV,K]; absent, and A_log and dt_bias with it: no decay */
     gdn_tensor dt_bias; /* [HV]; is_kda: [HV,K]; only head_stride may be set; absent: 0 */
@@ -417,7 +419,8 @@ typedef struct gdn_params {
     gdn_tensor k_read;   /* [B,T,H,K] the key that reads, d = beta (v - k_read^T S), normalised like k; absent: k */
     gdn_tensor erase;    /* [B,T,HV,K] a factor on what reads, after the norm: erase * k_read (GDN-2) */
     gdn_tensor gv;       /* [B,T,HV,V] log decay of each column of V, besides that of `a` */
-    gdn_mask token_mask; /* [B,T] 0: the token changes no state and its row of o is not written */
+    gdn_mask token_mask; /* [B,T] 0: the token changes no state and its row of o is not written. (Raw a = b = -inf, or
+                          * g = 0 and beta = 0, keep a finite state too, but make its -0 +0, and write o.) */
 
     /* Output [B,T,HV,V], with its own dtype. */
     gdn_output o;
@@ -427,7 +430,8 @@ typedef struct gdn_params {
     gdn_state_pool initial_state_source;
     gdn_state_layout state_layout;     /* of the pools and of the cache; required with any of them */
     gdn_indices initial_state_indices; /* [N] slot read; absent: slot n. Negative: padding, see below */
-    gdn_indices output_state_indices;  /* [N] slot written; absent: the slot read. Negative: none */
+    gdn_indices output_state_indices;  /* [N] slot written; absent: the slot read, but see ssm_state_indices. Negative:
+                                        * none. A new request reads a slot of zeros and writes its own */
 
     /* A pool of its own for what is written, of any dtype and strides, or an array of final states [N,HV,..]; the pool
      * above is then only read, or absent. Sequence n is written to slot output_state_indices[n], absent: n. */
@@ -459,13 +463,13 @@ typedef struct gdn_params {
 
     /* Options. A number left at 0 has its default; for a true zero pass a tiny one such as 1e-300. */
     double scale;                 /* factor on q after the norm; 0: K^-0.5; finite, positive */
-    bool use_qk_l2norm_in_kernel; /* L2-normalise q and k over K */
+    bool use_qk_l2norm_in_kernel; /* L2-normalise q and k over K; in float32 a row longer than 1.8e19 becomes 0 */
     gdn_l2norm_form l2norm_form;
     double l2norm_eps;         /* 0: 1e-6; finite, not negative */
     double softplus_beta;      /* 0: 1; finite, positive */
     double softplus_threshold; /* 0: 20; softplus(x) = x where beta*x > threshold; not NaN */
     bool is_kda;               /* one gate for each K row: a [..,HV,K], dt_bias [HV,K] */
-    bool has_lower_bound;      /* g = lower_bound * sigmoid(exp(A_log) * x) in place of softplus; only raw gates */
+    bool has_lower_bound;      /* g = lower_bound * sigmoid(exp(A_log) * x), no clamp of the other; only raw gates */
     double lower_bound;        /* finite, at most 0 */
     gdn_gate_input gate_input;
     gdn_beta_input beta_input;
@@ -536,7 +540,8 @@ typedef enum gdn_system {
 GDN_API gdn_status gdn_fused_sigmoid_gating_delta_rule_update(const gdn_params *params, gdn_error *error);
 
 /* Every check of the call and nothing else: reads the index arrays, no tensor; writes only *error, which may be
- * NULL. Work grows with N and the number of steps, not with the tensors. */
+ * NULL. Work grows with N and the number of steps, not with the tensors: each index is looked at once for each 65,536
+ * slots of the pool among which some are written. */
 GDN_API gdn_status gdn_validate(const gdn_params *params, gdn_error *error);
 
 /* The same without any address, for planners of graphs: sizes, dtypes, strides and options. An array counts as given
