@@ -1637,12 +1637,12 @@ static gdni_matrix gdni_start_matrix(const gdn_params *r, const gdni_sequence *s
 enum { GDNI_GOALS = 3 };
 static int gdni_goals(const gdn_params *r, const gdni_sequence *s, ptrdiff_t n, ptrdiff_t t, ptrdiff_t head,
                       gdni_matrix *m) {
-    const ptrdiff_t step = gdni_step(r, t), slots = gdni_num_step_slots(r, s);
+    const ptrdiff_t step = gdni_step(r, t), num_slots = gdni_num_step_slots(r, s);
     int count = 0;
     m[count] = gdni_cache_matrix(r, s->row, step, head);
     if (m[count].data != NULL) count++;
-    m[count] =
-        gdni_pool_matrix(gdni_output_pool(r), step >= 0 && step < slots ? gdni_written_slot(r, s, n, step) : -1, head);
+    m[count] = gdni_pool_matrix(gdni_output_pool(r),
+                                step >= 0 && step < num_slots ? gdni_written_slot(r, s, n, step) : -1, head);
     if (m[count].data != NULL) count++;
     m[count] = gdni_pool_matrix(gdni_output_pool(r), t == s->length - 1 ? s->write : -1, head);
     if (m[count].data != NULL) count++;
@@ -2515,6 +2515,7 @@ enum {
 #undef GDNI_RESULT
         GDNI_NUM_RESULTS
 };
+enum { GDNI_PREPARE_ARRAYS = (int)GDNI_NUM_ARRAYS + (int)GDNI_NUM_RESULTS };
 
 static void gdni_list_results(const gdn_params *r, const gdn_prepared *results, gdni_result *y) {
     const ptrdiff_t gates = r->is_kda ? r->head_k_dim : 1, betas = r->beta_per_column ? r->head_v_dim : 1;
@@ -2545,7 +2546,7 @@ static gdn_params gdni_inputs_only(const gdn_params *params) {
 }
 
 static gdn_status gdni_check_prepare(const gdn_params *r, const gdni_result *y, gdn_error *error) {
-    gdni_array x[GDNI_NUM_ARRAYS + GDNI_NUM_RESULTS];
+    gdni_array x[GDNI_PREPARE_ARRAYS];
     const bool gates = y[gdni_result_g].to.data != NULL || y[gdni_result_decay].to.data != NULL;
     GDNI_TRY(gdni_check_options(r, error));
     GDNI_REFUSE(COMBINATION, "results.g", y[gdni_result_g].to.data != NULL && r->gate_input == GDN_GATE_DECAY);
@@ -2560,7 +2561,7 @@ static gdn_status gdni_check_prepare(const gdn_params *r, const gdni_result *y, 
     }
     GDNI_REFUSE(NULL, "A_log",
                 r->seq_len > 0 && gates && gdni_raw_gates(r) && !r->has_lower_bound && r->A_log.data == NULL);
-    GDNI_TRY(gdni_check_arrays(r, x, GDNI_NUM_ARRAYS + GDNI_NUM_RESULTS, true, error));
+    GDNI_TRY(gdni_check_arrays(r, x, GDNI_PREPARE_ARRAYS, true, error));
     GDNI_REFUSE(OVERFLOW, "head_k_dim", gdni_scratch_bytes(r) == PTRDIFF_MAX);
     GDNI_REFUSE(SCRATCH, "scratch", r->scratch != NULL && r->scratch_size < (size_t)gdni_scratch_bytes(r));
     return GDN_OK;

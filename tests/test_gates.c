@@ -117,7 +117,7 @@ static int measure_all(void) {
 typedef struct instance {
     gdn_isa isa;
     double (*exp_A_log)(const gdn_params *, ptrdiff_t);
-    void (*decays)(const gdn_params *, double, const float *, ptrdiff_t, ptrdiff_t, float *);
+    void (*decays)(const gdn_params *, gdn_gate_input, double, const float *, ptrdiff_t, bool, ptrdiff_t, float *);
     void (*betas)(const gdn_params *, ptrdiff_t, float *);
 } instance;
 static const instance instances[] = {
@@ -143,7 +143,7 @@ static void run_gates(const instance *x, int which, float *values) {
     p.gate_input = which == 0 ? GDN_GATE_LOG : GDN_GATE_RAW;
     p.has_lower_bound = which == 2;
     if (which < 3)
-        x->decays(&p, x->exp_A_log(&p, 0), bias, 0, BLOCK, values);
+        x->decays(&p, p.gate_input, x->exp_A_log(&p, 0), bias, 0, false, BLOCK, values);
     else
         x->betas(&p, BLOCK, values);
 }
