@@ -3256,7 +3256,9 @@ static void gdni_decays(const gdn_params *r, gdn_gate_input input, double exp_A_
 #define gdni_betas GDNI_NAME(betas)
 static void gdni_betas(const gdn_params *r, ptrdiff_t count, float *x) {
     GDNI_EXACT
-    const gdni_dvec factor = gdni_dset1(r->allow_neg_eigval ? 2.0 : 1.0), zero = gdni_dset1(0.0);
+    const bool rounded = (r->rounding & GDN_ROUND_BETA) != 0 && r->b.data != NULL; /* before it is doubled */
+    const gdni_dvec factor = gdni_dset1(r->allow_neg_eigval && !rounded ? 2.0 : 1.0), zero = gdni_dset1(0.0);
+    const gdni_vec twice = gdni_set1(r->allow_neg_eigval ? 2.0f : 1.0f);
     switch (r->b.data == NULL ? GDN_BETA_GIVEN : r->beta_input) {
     case GDN_BETA_RAW:
         for (ptrdiff_t i = 0; i < count; i += gdni_dlanes)
@@ -3267,9 +3269,8 @@ static void gdni_betas(const gdn_params *r, ptrdiff_t count, float *x) {
             gdni_store_double(x + i, gdni_dmul(factor, gdni_load_double(x + i)));
         break;
     }
-    /* Twice as much is rounded as once as much is. */
-    if ((r->rounding & GDN_ROUND_BETA) != 0 && r->b.data != NULL)
-        gdni_round_row(x, r->b.dtype, gdni_round_up(count, GDNI_LANES));
+    if (rounded) gdni_round_row(x, r->b.dtype, gdni_round_up(count, GDNI_LANES));
+    for (ptrdiff_t i = 0; i < count && rounded; i += GDNI_LANES) gdni_store(x + i, gdni_mul(twice, gdni_load(x + i)));
 }
 
 /* Betas of the columns of a strip, for a token of its sequence. */
@@ -3285,7 +3286,8 @@ static void gdni_column_betas(const gdni_run *u, const gdni_strip *x, ptrdiff_t 
 static void gdni_prepare_gates(const gdni_run *u, ptrdiff_t hv, ptrdiff_t t0, ptrdiff_t count, bool as_log) {
     const gdn_params *r = u->r;
     const gdni_workspace *w = u->w;
-    const ptrdiff_t k_dim = r->head_k_dim, kp = w->kp, bias_at = hv * r->dt_bias.head_stride;
+    const ptrdiff_t k_dim = r->head_k_dim, kp = w->kp,
+                    bias_at = r->dt_bias.data == NULL ? 0 : hv * r->dt_bias.head_stride;
     const bool raw = gdni_raw_gates(r);
     const double rate = raw ? gdni_exp_A_log(r, hv) : 0.0;
     if (!r->beta_per_column) {
