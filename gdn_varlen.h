@@ -2490,8 +2490,7 @@ gdn_status gdn_fused_sigmoid_gating_delta_rule_update(const gdn_params *params, 
     return status;
 }
 
-/* ---- [PREPARED] What is computed before the recurrence, as results ------------------------------------------------
- */
+/* ---- [PREPARED] What is computed before the recurrence, as results ----------------------------------------------- */
 
 /* Name, input, heads, elements of a head. */
 #define GDNI_RESULTS(X)                                                                                                \
