@@ -31,7 +31,8 @@ finish() {
     sed '/^#define GDN_IMPLEMENTATION/d' "$root/tests/bits/bits.c" |
         $2 -O2 -I"$root" -I"$root/tests/support" -x c - -x none "$PWD/$library" -lm -o bits
     "${@:3}" ./bits
-    "${PYTHON:-python3}" -m auditwheel repair --plat auto --wheel-dir repaired raw/*.whl 2>log || { cat log >&2; exit 1; }
+    "${PYTHON:-python3}" -m auditwheel repair --plat auto --wheel-dir repaired raw/*.whl 2>log ||
+        { cat log >&2 && exit 1; }
     # shellcheck disable=SC2086 # a pattern
     ls repaired/$1 >/dev/null
     mv repaired/* "$folder"
