@@ -1,15 +1,16 @@
-"""Checks a kernel against the float64 oracle: where it first goes wrong, and which convention would explain it.
+"""Checks a kernel against the float64 oracle: where it first goes wrong, and what would explain it.
 
-    gdn-check-kernel FILE.py:FUNCTION [--arrays torch|cuda] [--dtype bfloat16] ...      once pip has installed gdn_varlen
+    gdn-check-kernel FILE.py:FUNCTION [--arrays torch|cuda] [--dtype bfloat16] ...      once gdn_varlen is installed
     examples/python/check_kernel.py FILE.py:FUNCTION ...                                from the source tree
 
-FUNCTION takes the arguments of SGLang's fused_sigmoid_gating_delta_rule_update by name, returns `o` and updates the pool
-in place. It is called with small random configurations, as numpy arrays or torch tensors. A kernel with other arguments
-needs an adaptor, such as
+FUNCTION takes the arguments of SGLang's fused_sigmoid_gating_delta_rule_update by name, returns `o` and updates the
+pool in place; with --call, those of another function of a peer's, and returns what that does. It is called with small
+random configurations, as numpy arrays or torch tensors. A kernel with arguments of its own needs an adaptor, such as
 
     from mine import delta_rule  # (q, k, v, a, b, A_log, dt_bias, states, starts, scale) -> o, new states
 
-    def kernel(q, k, v, a, b, A_log, dt_bias, initial_state_source, initial_state_indices, cu_seqlens=None, scale=None, **_):
+    def kernel(q, k, v, a, b, A_log, dt_bias, initial_state_source, initial_state_indices, cu_seqlens=None,
+               scale=None, **_):
         pool, slots = initial_state_source, initial_state_indices  # None without states; a slot below 0 is padding
         states = None if pool is None else pool[slots]  # [sequences, HV, V, K] as preset sglang has it
         o, states = delta_rule(q, k, v, a, b, A_log, dt_bias, states, cu_seqlens, scale)
@@ -17,8 +18,8 @@ needs an adaptor, such as
             pool[slots[slots >= 0]] = states[slots >= 0]
         return o
 
-The rest of what is passed: softplus_beta, softplus_threshold, use_qk_l2norm_in_kernel and, with --kda, is_kda. --preset says
-whose conventions the kernel is meant to follow. To see it find a fault:
+The rest of what is passed: softplus_beta, softplus_threshold, use_qk_l2norm_in_kernel and, with --kda, is_kda.
+--preset says whose conventions it is meant to follow, where not those of --call's owner. To see it find a fault:
 
     examples/python/check_kernel.py examples/python/tests/faulty_kernel.py:tiled_heads
 
@@ -29,12 +30,15 @@ import argparse
 import importlib
 import importlib.util
 import itertools
+import re
 import sys
 from pathlib import Path
+from xml.etree.ElementTree import Element, SubElement, tostring
 
 import numpy as np
 
 from .operator import presets
+from .signatures import CALLS, Signature
 from .variations import VARIATIONS, Call, rounded
 
 UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # largest relative error of one rounding
@@ -56,19 +60,28 @@ QUESTIONS = {
     "softplus": dict(lengths=[5, 4], pool=True, softplus_beta=2.0, softplus_threshold=3.0),
     "a padded sequence and an empty one": dict(lengths=[2, 3, 0, 4, 2], pool=True, padded=[1], null=[4]),
 }
+OPTIONS = {"use_qk_l2norm_in_kernel", "scale", "softplus_beta"}  # asked for only where the kernel has the argument
+DEFAULT_CALL = "sglang.fused_sigmoid_gating_delta_rule_update"
 
 
 class Config:
     """One call: what the kernel gets, exactly, in float64."""
 
-    def __init__(self, question, seed, settings, dtype, state_dtype, kda):
-        options = dict(QUESTIONS[question])
+    def __init__(self, question, seed, signature, dtype, state_dtype, kda):
+        options, settings = dict(QUESTIONS[question]), signature.settings
         lengths, batch, pool = options.pop("lengths"), options.pop("batch", None), options.pop("pool", False)
-        K = 16
-        V, size = options.pop("V", K), options.pop("size", 1.0)
         padded, null = options.pop("padded", []), options.pop("null", [])
+        if signature.row.decode:
+            lengths = [1] * len(lengths)
+        if signature.always_packed and batch:
+            lengths, batch = lengths * batch, None
+        if not signature.has_slots:
+            padded = null = []
         null = null if settings["null_slot"] >= 0 else []
         self.ignored = padded + null if settings["padding"] == "leave" else []
+        K = 16
+        V, size = options.pop("V", K), options.pop("size", 1.0)
+        options = dict(use_qk_l2norm_in_kernel=True) | options | signature.row.fixed
         draw = np.random.default_rng(seed)
         H = int(draw.choice([2, 3]))
         HV = H * int(draw.choice([2, 3]))
@@ -99,7 +112,10 @@ class Config:
                 x["a"] = rounded(np.exp(x["a"]), dtype)
         if settings["beta_input"] == "given":
             x["b"] = rounded(1 / (1 + np.exp(-x["b"])), dtype)
-        if pool:
+        if signature.row.fixed.get("use_qk_l2norm_in_kernel") is False:  # they come normalised
+            for name in ("q", "k"):
+                x[name] = rounded(x[name] / np.sqrt((x[name] ** 2).sum(-1, keepdims=True)), dtype)
+        if pool or signature.row.states:
             slots = N + 3  # the first and the last are nobody's
             matrix = (K, V) if self.layout == "kv" else (V, K)
             x["initial_state_source"] = rounded(draw.standard_normal((slots, HV, *matrix)), state_dtype)
@@ -108,7 +124,7 @@ class Config:
             x["initial_state_indices"] = indices.astype(np.int64)
         if not batch:
             x["cu_seqlens"] = np.cumsum([0, *lengths])
-        self.arguments = x | dict(use_qk_l2norm_in_kernel=True) | options | (dict(is_kda=True) if kda else {})
+        self.arguments = x | options | (dict(is_kda=True) if kda else {})
         self.sizes = f"H {H}, HV {HV}, K {K}, V {V}, lengths {self.lengths}"
 
     def truth(self, settings, variations=()):
@@ -166,7 +182,7 @@ def wrong(actual, expected, dtype, tolerance):
 class Result:
     """What a kernel computed for one configuration."""
 
-    def __init__(self, config, kernel, arrays):
+    def __init__(self, config, signature, kernel, arrays):
         self.config, self.problems = config, []
         x = config.arguments
         given = {}
@@ -179,7 +195,7 @@ class Result:
                 given[name] = value
         self.o, self.pool, self.o_dtype = None, None, config.dtype
         try:
-            self.o, self.o_dtype = to_float64(kernel(**given))
+            self.o, self.o_dtype = to_float64(signature.call(kernel, **given))
         except Exception as error:  # whatever a kernel throws is its answer to this configuration
             self.problems.append(f"raised {type(error).__name__}: {error}")
         if given["initial_state_source"] is not None:
@@ -201,6 +217,9 @@ class Result:
         return wrong_o, wrong_pool
 
     def count(self, truth, tolerance):
+        """How many elements are wrong; none where the kernel has given none."""
+        if self.o is None:
+            return 0
         return sum(int(part.sum()) for part in self.compare(truth, tolerance) if part is not None)
 
     def describe(self, truth, tolerance):
@@ -231,13 +250,17 @@ class Result:
 class Report:
     """Every configuration and, where some are wrong, what explains it."""
 
-    def __init__(self, kernel, preset="sglang", dtype="float32", state_dtype="float32", arrays="numpy", kda=False,
-                 rounds=2, seed=0, tolerance=1e-5):  # fmt: skip
-        self.systems, self.preset, self.tolerance = presets(), preset, tolerance
-        settings = self.systems[preset]
-        configs = [Config(question, [seed, i, len(question)], settings, dtype, state_dtype, kda)
-                   for i in range(rounds) for question in QUESTIONS]  # fmt: skip
-        self.results = [Result(config, kernel, arrays) for config in configs]
+    def __init__(self, kernel, call=DEFAULT_CALL, preset=None, dtype="float32", state_dtype="float32", arrays="numpy",
+                 kda=False, rounds=2, seed=0, tolerance=1e-5):  # fmt: skip
+        signature = Signature(call, preset)
+        settings = signature.settings
+        kda = kda if signature.row.kda is None else signature.row.kda
+        self.systems, self.tolerance = presets(), tolerance
+        self.name = f"preset {preset or signature.row.preset!r}" if preset or call == DEFAULT_CALL else call
+        questions = [name for name, options in QUESTIONS.items() if all(map(signature.takes, options.keys() & OPTIONS))]
+        configs = [Config(question, [seed, i, len(question)], signature, dtype, state_dtype, kda)
+                   for i in range(rounds) for question in questions]  # fmt: skip
+        self.results = [Result(config, signature, kernel, arrays) for config in configs]
         self.truths = [config.truth(settings) for config in configs]
         self.counts = [result.count(truth, tolerance) for result, truth in zip(self.results, self.truths)]
         self.failed = [bool(count or result.problems) for count, result in zip(self.counts, self.results)]
@@ -277,16 +300,37 @@ class Report:
         return sorted((share, names) for share, names in found if share <= (enough if best else 0))
 
     def lines(self):
-        for i, (result, truth) in enumerate(zip(self.results, self.truths)):
-            if self.failed[i]:
-                yield f"{result.config.question}: {result.config.sizes}"
-                yield from (f"    {line}" for line in result.describe(truth, self.tolerance))
-        yield f"{sum(self.failed)} of {len(self.failed)} configurations are wrong, as preset {self.preset!r} has it"
+        for result, lines in self.problems():
+            yield f"{result.config.question}: {result.config.sizes}"
+            yield from (f"    {line}" for line in lines)
+        yield from self.summary()
+
+    def problems(self):
+        """(result, lines) of each configuration that is wrong."""
+        for result, truth, failed in zip(self.results, self.truths, self.failed):
+            if failed:
+                yield result, list(result.describe(truth, self.tolerance))
+
+    def summary(self):
+        yield f"{sum(self.failed)} of {len(self.failed)} configurations are wrong, as {self.name} has it"
         for share, names in self.explanations:
             text = "explains all of it" if not share else f"explains all but {100 * share:.1g} % of the wrong elements"
             yield f"    {text}: {'; and '.join(names)}"
         if sum(self.counts) and not self.explanations:
             yield "    no known variation, nor two together, explains it"
+
+    def junit(self, kernel):
+        """The report as JUnit's XML: a test case for each configuration, the explanations with each that is wrong."""
+        count, problems = len(self.results), dict(self.problems())
+        suite = Element("testsuite", name=f"gdn-check-kernel {kernel}", tests=str(count), failures=str(len(problems)))
+        for result in self.results:
+            config = result.config
+            case = SubElement(suite, "testcase", classname=kernel, name=f"{config.question} ({config.seed[1] + 1})")
+            if result in problems:
+                text = "\n".join([config.sizes, *problems[result], *self.summary()])
+                text = re.sub(r"[^\t\n -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "?", text)  # not in XML
+                SubElement(case, "failure", message=text.split("\n")[1]).text = text
+        return tostring(suite, encoding="unicode")
 
 
 def find_kernel(name):
@@ -308,7 +352,9 @@ def main():
     parser = argparse.ArgumentParser(usage="%(prog)s FILE.py:FUNCTION [OPTION...]",
                                      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("kernel", metavar="FILE.py:FUNCTION", help="or MODULE:FUNCTION, looked for in this folder too")
-    parser.add_argument("--preset", default="sglang", choices=presets(), help="what it is meant to follow")
+    parser.add_argument("--call", default=DEFAULT_CALL, choices=CALLS, metavar="PEER.FUNCTION",
+                        help=f"whose arguments it has: {', '.join(CALLS)} (default: {DEFAULT_CALL})")  # fmt: skip
+    parser.add_argument("--preset", choices=presets(), help="what it is meant to follow; default: as --call's owner")
     parser.add_argument("--arrays", default="numpy", choices=("numpy", "torch", "cuda"))
     parser.add_argument("--dtype", default="float32", choices=UNIT, help="of the inputs; numpy's bfloat16 is uint16")
     parser.add_argument("--state-dtype", default="float32", choices=UNIT)
@@ -317,16 +363,24 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tolerance", type=float, default=1e-5,
                         help="beside the rounding of the results, relative to the largest element (default: 1e-5)")  # fmt: skip
+    parser.add_argument("--junit", metavar="FILE", help="write the report there too, as JUnit's XML")
     arguments = vars(parser.parse_args())
-    name = arguments.pop("kernel")
+    name, junit = arguments.pop("kernel"), arguments.pop("junit")
     if ":" not in name:
         parser.error(f"{name} names no function: FILE.py:FUNCTION")
+    if arguments["kda"] and CALLS[arguments["call"]].kda is False:
+        parser.error(f"{arguments['call']} has no gate for each K row")
     try:
         kernel = find_kernel(name)
     except (AttributeError, OSError, ImportError) as error:
         parser.error(f"{name}: {error}")
     report = Report(kernel, **arguments)
     print("\n".join(report.lines()))
+    if junit:
+        try:
+            Path(junit).write_text(report.junit(name) + "\n", encoding="utf-8")
+        except OSError as error:
+            parser.error(f"{junit}: {error}")
     sys.exit(any(report.failed))
 
 

@@ -90,8 +90,8 @@ class Call:
         self.set(initial_state_source=states, initial_state_indices=np.where(reads < 0, -1, np.arange(N)), null_slot=-1)
 
         def store():
-            for state, slot in zip(states, writes):
-                if slot >= 0:
+            for state, slot, length in zip(states, writes, np.diff(self._ends())):
+                if slot >= 0 and length:
                     pool[slot] = state
 
         return store

@@ -160,17 +160,17 @@ def kernel(A_log, a, dt_bias, softplus_beta, softplus_threshold, q, k, v, b, ini
     pool = initial_state_source
     before = None if pool is None else pool.copy()  # as if all sequences began at once
     for n in range(len(ends) - 1):
-        reads = writes = -1
+        tokens, reads, writes = do["tokens"](n, ends[n], ends[n + 1], B * T), -1, -1
         if pool is not None:
             reads, writes = (do[name](n, initial_state_indices, len(pool)) for name in ("reads", "writes"))
-            if do["skips"](reads):
-                continue
+        if len(tokens) == 0 or (pool is not None and do["skips"](reads)):
+            continue
         for hv in range(HV):
             h = do["head"](hv, H, HV)
             S = np.zeros((K, V), np.float32)
             if reads >= 0:
                 S = do["load"](as_float32(before[reads, hv]))
-            for token in do["tokens"](n, ends[n], ends[n + 1], B * T):
+            for token in tokens:
                 row, t = divmod(token, T)
                 qt, kt, at = q[row, t, h], k[row, t, h], a[row, t, hv]
                 x = do["softplus"](do["x"](at, dt_bias[hv]), softplus_beta, softplus_threshold)

@@ -1,10 +1,13 @@
 """check_kernel.py on kernels that are right, and on kernels with one known fault each."""
 
 import functools
+import importlib
+import inspect
 import os
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from faulty_kernel import FAULTS, kernel
 
 import gdn_varlen
 from gdn_varlen.check import Report
+from gdn_varlen.signatures import CALLS
 
 EXPLAINED = {
     # the fault of the kernel: words of the explanations, of which each has some
@@ -145,6 +149,45 @@ def test_every_preset_agrees_with_itself(preset):
     assert not any(Report(function, preset=preset, rounds=1).failed)
 
 
+def peer(name):
+    module, function = name.split(".")
+    return getattr(importlib.import_module(f"gdn_varlen.{module}"), function)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_call_agrees_with_its_module(call, dtype):
+    """The inverse of the modules under the peers' names, which take the peers' arguments."""
+    for kda in {False, CALLS[call].kda is None}:
+        report = Report(peer(call), call=call, kda=kda, dtype=dtype, state_dtype=dtype, rounds=1)
+        assert len(report.failed) > 6 and not any(report.failed), "\n".join(report.lines())
+
+
+def test_calls_are_the_functions_of_the_modules():
+    names = set()
+    for module in ("sglang", "vllm", "fla", "flashinfer", "mlx_lm"):
+        for name, function in vars(importlib.import_module(f"gdn_varlen.{module}")).items():
+            if inspect.isfunction(function) and function.__module__ == f"gdn_varlen.{module}" and name[0] != "_":
+                names.add(f"{module}.{function.__name__}")
+    names.add("sglang.fused_sigmoid_gating_delta_rule_update_cpu")  # vLLM's
+    left_out = {"vllm.fused_sigmoid_gating_delta_rule_update_spec_cpu", "flashinfer.chunk_gated_delta_rule2"}
+    assert names - left_out == set(CALLS)  # several slots for a sequence; not there
+
+
+@pytest.mark.parametrize("call, change, words", [
+    ("fla.chunk_gated_delta_rule", dict(scale=1.0), "no scale"),
+    ("fla.chunk_kda", dict(state_v_first=True), "other state layout"),
+    ("vllm.fused_recurrent_gated_delta_rule", dict(beta=None), "beta left out"),
+    ("sglang.chunk_gated_delta_rule", dict(use_qk_l2norm_in_kernel=False), "not normalised"),
+    ("flashinfer.gated_delta_rule_mtp", dict(disable_state_update=True), "final states not stored"),
+    ("flashinfer.chunk_gated_delta_rule", dict(initial_state=None), "initial states ignored"),
+    ("mlx_lm.gated_delta_update", dict(dt_bias=None), "dt_bias left out"),
+])  # fmt: skip
+def test_a_fault_of_a_kernel_with_a_peers_arguments(call, change, words):
+    report = Report(lambda **arguments: peer(call)(**arguments | change), call=call, rounds=1)
+    assert any(words in names[0] for _, names in report.explanations), "\n".join(report.lines())
+
+
 def test_null_slot():
     """Of vLLM: a kernel that takes slot 0 for any other."""
     function = functools.partial(gdn_varlen.fused_sigmoid_gating_delta_rule_update, preset="vllm", null_slot=-1)
@@ -174,6 +217,32 @@ def test_command(name, status, place, cwd):
     result = command(f"{place}:{name}", "--rounds", "1", cwd=cwd)
     assert result.returncode == status, result.stdout + result.stderr
     assert ("tiled heads" in result.stdout) == bool(status)
+
+
+@pytest.mark.parametrize("name, failures", [("kernel", 0), ("tiled_heads", 10), ("raises", 10)])
+def test_junit(name, failures, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from faulty_kernel import kernel, tiled_heads\ndef raises(**_): raise ValueError('\\x1b[31mred <&')\n"
+    )
+    file = tmp_path / "report.xml"
+    result = command(f"{tmp_path}/mine.py:{name}", "--rounds", "1", "--junit", file, PYTHONPATH=str(HERE))
+    assert result.returncode == bool(failures), result.stderr
+    suite = ElementTree.parse(file).getroot()
+    cases = suite.findall("testcase")
+    assert suite.tag == "testsuite" and suite.get("tests") == "10" and len(cases) == 10
+    assert suite.get("failures") == str(failures) == str(len(suite.findall("testcase/failure")))
+    assert len({(case.get("classname"), case.get("name")) for case in cases}) == 10
+    words = {"tiled_heads": "explains all of it: tiled heads", "raises": "raised ValueError: ?[31mred <&"}
+    assert all(words[name] in failure.text for failure in suite.findall("testcase/failure"))
+
+
+def test_call_of_the_command():
+    name = "fla.chunk_gated_delta_rule"
+    result = command(f"gdn_varlen.{name.replace('.', ':')}", "--call", name, "--rounds", "1")
+    assert result.returncode == 0 and f"0 of 9 configurations are wrong, as {name} has it" in result.stdout
+    for wrong in (["--call", name, "--kda"], ["--call", "nobody.f"], ["--junit", "/nowhere/report.xml"]):
+        result = command(str(HERE / "faulty_kernel.py") + ":kernel", "--rounds", "1", *wrong)
+        assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
 
 
 @pytest.mark.parametrize(
