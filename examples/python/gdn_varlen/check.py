@@ -1,11 +1,11 @@
 """Checks a kernel against the float64 oracle: where it first goes wrong, and what would explain it.
 
-    gdn-check-kernel FILE.py:FUNCTION [--arrays torch|cuda] [--dtype bfloat16] ...      once gdn_varlen is installed
+    gdn-check-kernel FILE.py:FUNCTION [--arrays torch|cuda|mlx] [--dtype bfloat16] ...  once gdn_varlen is installed
     examples/python/check_kernel.py FILE.py:FUNCTION ...                                from the source tree
 
 FUNCTION takes the arguments of SGLang's fused_sigmoid_gating_delta_rule_update by name, returns `o` and updates the
 pool in place; with --call, those of another function of a peer's, and returns what that does. It is called with small
-random configurations, as numpy arrays or torch tensors. A kernel with arguments of its own needs an adaptor, such as
+random configurations, as arrays of numpy, torch or mlx. A kernel with arguments of its own needs an adaptor, such as
 
     from mine import delta_rule  # (q, k, v, a, b, A_log, dt_bias, states, starts, scale) -> o, new states
 
@@ -84,7 +84,7 @@ class Config:
         options = dict(use_qk_l2norm_in_kernel=True) | options | signature.row.fixed
         draw = np.random.default_rng(seed)
         H = int(draw.choice([2, 3]))
-        HV = H * int(draw.choice([2, 3]))
+        HV = H * (int(draw.choice([2, 3])) if signature.row.grouped else 1)
         self.question, self.seed, self.dtype, self.state_dtype = question, seed, dtype, state_dtype
         self.layout = settings["state_layout"]
         B, T = (batch, lengths[0]) if batch else (1, sum(lengths))
@@ -152,6 +152,11 @@ def to_float64(x):
     if hasattr(x, "detach"):
         dtype = str(x.dtype).removeprefix("torch.")
         return x.detach().cpu().double().numpy(), dtype
+    if type(x).__module__ == "mlx.core":
+        import mlx.core as mx
+
+        dtype = str(x.dtype).removeprefix("mlx.core.")
+        return np.array(x if dtype.startswith("int") else x.astype(mx.float32)).astype(np.float64), dtype
     if x.dtype == np.uint16:
         return (x.astype(np.uint32) << 16).view(np.float32).astype(np.float64), "bfloat16"
     return x.astype(np.float64), x.dtype.name
@@ -159,6 +164,10 @@ def to_float64(x):
 
 def from_float64(x, dtype, arrays):
     """A kernel's argument, with numbers that `dtype` has."""
+    if arrays == "mlx":
+        import mlx.core as mx
+
+        return mx.array(x if x.dtype.kind == "i" else x.astype(np.float32)).astype(getattr(mx, dtype))
     if arrays != "numpy":
         import torch
 
@@ -355,7 +364,7 @@ def main():
     parser.add_argument("--call", default=DEFAULT_CALL, choices=CALLS, metavar="PEER.FUNCTION",
                         help=f"whose arguments it has: {', '.join(CALLS)} (default: {DEFAULT_CALL})")  # fmt: skip
     parser.add_argument("--preset", choices=presets(), help="what it is meant to follow; default: as --call's owner")
-    parser.add_argument("--arrays", default="numpy", choices=("numpy", "torch", "cuda"))
+    parser.add_argument("--arrays", default="numpy", choices=("numpy", "torch", "cuda", "mlx"))
     parser.add_argument("--dtype", default="float32", choices=UNIT, help="of the inputs; numpy's bfloat16 is uint16")
     parser.add_argument("--state-dtype", default="float32", choices=UNIT)
     parser.add_argument("--kda", action="store_true", help="a gate for each K row")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .arrays import dtype_name, is_torch
+from .arrays import is_torch
 from .operator import presets
 from .variations import rounded
 
@@ -31,7 +31,9 @@ class Row:
     kda: object = False  # True: always; None: as asked for
     decode: bool = False  # one token for each sequence
     states: bool = False  # there are always some
+    grouped: bool = True  # several value heads for a key head
     flat: bool = False  # tensors of [tokens, ...]
+    column: bool = False  # A_log is [HV, 1] where each K row has a gate
     fixed: dict = field(default_factory=dict)  # options that it has no argument for
     settings: dict = field(default_factory=dict)  # beside the preset's
     names: dict = field(default_factory=dict)  # beside NAMES; None: not passed
@@ -70,10 +72,10 @@ CALLS = {
     "fla.fused_recurrent_kda": Row("fla", kda=True, constants=FINAL),
     "fla.fused_recurrent_kda_fwd": Row("fla", kda=True, states=True),
     "fla.chunk_kda": Row("fla", kda=True, constants=FINAL),
-    "fla.naive_recurrent_gated_delta_rule": Row("fla", fixed=UNIT, constants=FINAL),
-    "fla.naive_chunk_gated_delta_rule": Row("fla", fixed=UNIT, constants=FINAL),
+    "fla.naive_recurrent_gated_delta_rule": Row("fla", grouped=False, fixed=UNIT, constants=FINAL),
+    "fla.naive_chunk_gated_delta_rule": Row("fla", grouped=False, fixed=UNIT, constants=FINAL),
     "fla.naive_recurrent_kda": Row("fla", kda=True, fixed=UNIT, constants=FINAL),
-    "fla.naive_chunk_kda": Row("fla", kda=True, fixed=UNIT, constants=FINAL),
+    "fla.naive_chunk_kda": Row("fla", kda=True, fixed=UNIT, constants=FINAL | dict(chunk_size=1)),  # T is a multiple
     "flashinfer.gated_delta_rule_decode": Row("flashinfer_decode_kv", decode=True, states=True),
     "flashinfer.gated_delta_rule_decode_pretranspose": Row(
         "flashinfer_decode", decode=True, states=True, names=dict(state=None), constants=dict(state=None)
@@ -92,7 +94,7 @@ CALLS = {
         "flashinfer_decode", kda=True, decode=True, states=True, fixed=dict(use_qk_l2norm_in_kernel=True)
     ),
     "mlx_lm.gated_delta_update": Row(
-        "mlx_lm", kda=None, fixed=UNIT | dict(scale=1.0), settings=dict(gate_input="raw", beta_input="raw")
+        "mlx_lm", kda=None, column=True, fixed=UNIT | dict(scale=1.0), settings=dict(gate_input="raw", beta_input="raw")
     ),
     "mlx_lm.gated_delta_kernel": Row("mlx_lm", kda=None, states=True, fixed=UNIT | dict(scale=1.0)),
     "mlx_lm.gated_delta_ops": Row("mlx_lm", kda=None, fixed=UNIT | dict(scale=1.0)),
@@ -143,8 +145,10 @@ class Signature:
 
     def _once(self, kernel, x):
         pool, slots, shape = x["initial_state_source"], x["initial_state_indices"], x["v"].shape
-        states = pool if pool is None or self.has_slots else pool[slots.tolist()]
+        states = pool if pool is None or self.has_slots else _take(pool, slots.tolist())
         x = x | dict(initial_state_source=states)
+        if self.row.column and x.get("is_kda"):
+            x |= dict(A_log=x["A_log"].reshape(-1, 1))
         if self.row.flat:
             x |= {name: x[name][0] for name in OF_TOKENS}
         if self.takes("mixed_qkv"):
@@ -154,27 +158,40 @@ class Signature:
         result = kernel(**self.row.constants, **{given: x[name] for given, name in self.names.items() if name in x})
         o, final = (*result, None)[:2] if isinstance(result, (tuple, list)) else (result, None)
         if pool is not None and not self.has_slots:
+            slots, states = slots.tolist(), states if final is None else final
             ends = x["cu_seqlens"].tolist() if "cu_seqlens" in x else range(len(slots) + 1)
-            some = [
-                n for n in range(len(slots)) if ends[n] < ends[n + 1]
-            ]  # what becomes of others, their owners disagree
-            _store(pool, slots[some].tolist(), (states if final is None else final)[some])
+            some = [n for n in range(len(slots)) if ends[n] < ends[n + 1]]  # of others, not even one peer says the same
+            _store(pool, [slots[n] for n in some], _take(states, some))
         elif pool is not None and final is not None and final is not pool:
             _store(pool, slice(None), final)
         return o[None] if self.row.flat else o
 
 
+# ---- What arrays of numpy, torch and mlx have in different ways
+
+
+def _mlx(x):
+    mx = sys.modules.get("mlx.core")  # who has an array has imported it
+    return mx if mx is not None and isinstance(x, mx.array) else None
+
+
 def _zeros(x, shape):
-    return x.new_zeros(shape) if is_torch(x) else np.zeros(shape, x.dtype)
+    return x.new_zeros(shape) if is_torch(x) else (_mlx(x) or np).zeros(shape, x.dtype)
 
 
 def _side_by_side(*rows):
-    return sys.modules["torch"].cat(rows, 1) if is_torch(rows[0]) else np.concatenate(rows, 1)
+    return sys.modules["torch"].cat(rows, 1) if is_torch(rows[0]) else (_mlx(rows[0]) or np).concatenate(rows, 1)
+
+
+def _take(x, numbers):
+    return x[_mlx(x).array(numbers) if _mlx(x) else numbers]
 
 
 def _store(pool, slots, states):
-    if dtype_name(pool) == "uint16" and dtype_name(states) != "uint16":
-        states = (rounded(states.astype(np.float64), "bfloat16").astype(np.float32).view(np.uint32) >> 16).astype(
-            np.uint16
-        )
+    if is_torch(pool):
+        states = states.to(pool.dtype)
+    elif _mlx(pool):
+        slots = _mlx(pool).array(slots) if isinstance(slots, list) else slots
+    elif pool.dtype == np.uint16 and states.dtype != np.uint16:
+        states = rounded(states.astype(np.float64), "bfloat16").astype(np.float32).view(np.uint32) >> 16
     pool[slots] = states

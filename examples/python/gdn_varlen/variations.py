@@ -331,6 +331,7 @@ VARIATIONS = {
     "no gate: the state does not decay": lambda call: call.gate(np.zeros_like),
     "the state multiplied by g, not by exp(g)": lambda call: call.gate() or call.set(gate_input="decay"),
     "decay 2^g for exp(g)": lambda call: call.gate(lambda g: g * np.log(2)),
+    "decay exp(g * log2(e)), which 2 would have to be raised to": lambda call: call.gate(lambda g: g / np.log(2)),
     "the other sign of g: the state grows": lambda call: call.gate(np.negative),
     "the gate g rounded to the dtype of the inputs": lambda call: call.gate(lambda g: rounded(g, call.dtype)),
     # beta

@@ -91,6 +91,7 @@ FAULTS = {
     "no gate": dict(decay=lambda g: np.exp(0 * g)),
     "no exp of g": dict(decay=lambda g: g),
     "two to the g": dict(decay=np.exp2),
+    "exp of the binary g": dict(decay=lambda g: np.exp(g * np.float32(np.log2(np.e)))),
     "growth": dict(decay=lambda g: np.exp(-g)),
     # beta
     "no sigmoid": dict(beta=lambda b, kind: b),

@@ -40,6 +40,7 @@ EXPLAINED = {
     "no gate": "no gate",
     "no exp of g": "multiplied by g",
     "two to the g": "2^g",
+    "exp of the binary g": "log2(e)",
     "growth": "other sign",
     "no sigmoid": "beta_input 'given'",
     "no beta": "beta left out",
@@ -155,12 +156,22 @@ def peer(name):
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_call_agrees_with_its_module(call, dtype):
+@pytest.mark.parametrize("arrays, dtype", [("numpy", "float32"), ("numpy", "bfloat16"), ("torch", "bfloat16")])
+def test_every_call_agrees_with_its_module(call, arrays, dtype):
     """The inverse of the modules under the peers' names, which take the peers' arguments."""
+    if arrays != "numpy":
+        pytest.importorskip(arrays, reason="PyTorch is not installed")
     for kda in {False, CALLS[call].kda is None}:
-        report = Report(peer(call), call=call, kda=kda, dtype=dtype, state_dtype=dtype, rounds=1)
+        report = Report(peer(call), call=call, arrays=arrays, kda=kda, dtype=dtype, state_dtype=dtype, rounds=1)
         assert len(report.failed) > 6 and not any(report.failed), "\n".join(report.lines())
+
+
+@pytest.mark.parametrize("call", ["mlx_lm.gated_delta_update", "mlx_lm.gated_delta_kernel", "mlx_lm.gated_delta_ops"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_mlx(call, dtype):
+    pytest.importorskip("mlx.core", reason="mlx is not installed")
+    report = Report(peer(call), call=call, arrays="mlx", dtype=dtype, state_dtype=dtype, rounds=1)
+    assert len(report.failed) > 6 and not any(report.failed), "\n".join(report.lines())
 
 
 def test_calls_are_the_functions_of_the_modules():
