@@ -261,7 +261,7 @@ static void broadcast_inputs(void **state) {
     for (int kind = 0; kind < 8; kind++)
         for (call_array which = CALL_A_LOG; which <= CALL_MASK; which++)
             for (int axes = 1; axes < 8; axes++) {
-                call_config config = {.p = {FIXED(2, kind & 4 ? 1 : 20), HEADS(2, 4, 16, 32), POOL(KV, 2, GDN_F32)}};
+                call_config config = {.p = {FIXED(2, kind & 4 ? 1 : 20), HEADS(2, 4, 16, 64), POOL(KV, 2, GDN_F32)}};
                 config.p.is_kda = (kind & 1) != 0;
                 config.p.state_layout = kind & 2 ? GDN_STATE_VK : GDN_STATE_KV;
                 if (which == CALL_K_READ) config.p.k_read.dtype = GDN_F32;
