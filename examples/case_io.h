@@ -35,6 +35,7 @@
 enum {
     NPY_MAX_DIMS = 8,
     CASE_MAX_KEYS = 128,
+    CASE_MAX_ARRAYS = 24,
     CASE_MAX_TEXT = 65536, /* bytes of case.txt, and of the header of an .npy file */
     CASE_MAX_PATH = 4096
 };
@@ -189,10 +190,10 @@ static inline double case_ulps(double expected, double actual, gdn_dtype dtype) 
 
 /* ==== .npy files =================================================================================== */
 
-typedef enum npy_type { NPY_F16, NPY_F32, NPY_F64, NPY_U16, NPY_I32, NPY_I64, NPY_NUM_TYPES } npy_type;
+typedef enum npy_type { NPY_F16, NPY_F32, NPY_F64, NPY_U16, NPY_I32, NPY_I64, NPY_U8, NPY_NUM_TYPES } npy_type;
 
 static inline const char *npy_type_name(npy_type type) {
-    static const char *const names[] = {"f2", "f4", "f8", "u2", "i4", "i8"};
+    static const char *const names[] = {"f2", "f4", "f8", "u2", "i4", "i8", "u1"};
     return names[type];
 }
 
@@ -216,16 +217,11 @@ static inline void npy_free(npy_array *x) {
  * no floating-point numbers, or not without a declaration. */
 static inline gdn_dtype npy_dtype(const npy_array *x, gdn_dtype declared) {
     switch (x->type) {
-    case NPY_F16:
-        return GDN_F16;
-    case NPY_F32:
-        return GDN_F32;
-    case NPY_F64:
-        return GDN_F64;
-    case NPY_U16:
-        return declared == GDN_BF16 || declared == GDN_F16 ? declared : GDN_DTYPE_NOT_SET;
-    default:
-        return GDN_DTYPE_NOT_SET;
+    case NPY_F16: return GDN_F16;
+    case NPY_F32: return GDN_F32;
+    case NPY_F64: return GDN_F64;
+    case NPY_U16: return declared == GDN_BF16 || declared == GDN_F16 ? declared : GDN_DTYPE_NOT_SET;
+    default: return GDN_DTYPE_NOT_SET;
     }
 }
 
@@ -296,13 +292,17 @@ static inline bool npy_descr(npy_cursor *c, npy_array *x, case_message *message)
     char descr[16];
     if (!npy_string(c, descr, sizeof descr)) return case_fail(message, "the dtype is not a plain one");
     const bool order_known = descr[0] == '<' || (descr[0] == '=' && npy_host_is_little_endian());
-    for (int type = 0; order_known && type < NPY_NUM_TYPES; type++) {
+    if (strcmp(descr, "|b1") == 0 || strcmp(descr, "|u1") == 0) { /* bytes have no order */
+        x->type = NPY_U8;
+        return true;
+    }
+    for (int type = 0; order_known && type < NPY_U8; type++) {
         if (strcmp(descr + 1, npy_type_name((npy_type)type)) == 0) {
             x->type = (npy_type)type;
             return true;
         }
     }
-    return case_fail(message, "dtype '%s' is none of <f2 <f4 <f8 <u2 <i4 <i8", descr);
+    return case_fail(message, "dtype '%s' is none of <f2 <f4 <f8 <u2 <i4 <i8 |u1 |b1", descr);
 }
 
 static inline bool npy_shape(npy_cursor *c, npy_array *x, case_message *message) {
@@ -458,7 +458,7 @@ enum { CASE_O, CASE_FINAL_STATE, CASE_INTERMEDIATE_STATES, CASE_NUM_OUTPUTS };
 
 typedef struct case_output {
     gdn_dtype declared; /* what the file holds */
-    gdn_dtype dtype;    /* what data holds now: `declared`, or float64 under GDN_COMPUTE_F64 */
+    gdn_dtype dtype;    /* what data holds now, see case_reset() */
     int num_dims;
     ptrdiff_t shape[5];
     ptrdiff_t count;
@@ -468,8 +468,10 @@ typedef struct case_output {
 typedef struct case_call {
     gdn_params params; /* points into what follows */
     case_output outputs[CASE_NUM_OUTPUTS];
-    npy_array arrays[15]; /* the inputs, as read */
+    npy_array arrays[CASE_MAX_ARRAYS]; /* the inputs, as read */
     int num_arrays;
+    const char *names[CASE_MAX_ARRAYS]; /* of every input that a case may have */
+    int num_names;
     const void *initial_state; /* data of one of them, or NULL */
     char source[64];           /* who computed the expected arrays; "" where the case does not say */
     double source_error_o;     /* how far that was from float64; NaN where the case does not say */
@@ -538,8 +540,11 @@ static inline void case_read_text(case_reader *r, const char *path) {
         r->ok = r->text || case_fail(r->message, "out of memory");
         if (r->ok && fread(r->text, 1, (size_t)size, file) != (size_t)size)
             r->ok = case_fail(r->message, "cannot be read");
-        if (r->ok && memchr(r->text, '\0', (size_t)size)) r->ok = case_fail(r->message, "not a text");
         if (r->ok) r->text[size] = '\0';
+        if (r->ok && (strncmp(r->text, "\xef\xbb\xbf", 3) == 0 || strncmp(r->text, "\xff\xfe", 2) == 0 ||
+                      strncmp(r->text, "\xfe\xff", 2) == 0))
+            r->ok = case_fail(r->message, "begins with a byte-order mark; save it as UTF-8 without one");
+        if (r->ok && memchr(r->text, '\0', (size_t)size)) r->ok = case_fail(r->message, "not a text");
     }
     fclose(file);
     if (r->ok) case_split_lines(r);
@@ -625,6 +630,8 @@ static inline void case_read_options(case_reader *r) {
     case_size(r, "num_states", &r->num_states);
     case_size(r, "intermediate_rows", &p->intermediate_states_buffer.num_rows);
     case_size(r, "intermediate_steps", &p->intermediate_states_buffer.num_steps);
+    if (case_size(r, "step_interval", &p->step_interval) && p->step_interval == 0)
+        case_bad_value(r, "step_interval", "0", "positive");
 
     /* No layout is the default: without the key it stays "not set", which is an error once there is a state. */
     if (case_value(r, "state_layout"))
@@ -640,6 +647,11 @@ static inline void case_read_options(case_reader *r) {
     p->is_kda = case_flag(r, "is_kda");
     p->allow_neg_eigval = case_flag(r, "allow_neg_eigval");
     p->disable_state_update = case_flag(r, "disable_state_update");
+    p->read_before_decay = case_flag(r, "read_before_decay");
+    if (case_flag(r, "round_qk")) p->rounding |= GDN_ROUND_QK;
+    if (case_flag(r, "round_q_scaled")) p->rounding |= GDN_ROUND_SCALED_Q;
+    if (case_flag(r, "round_beta")) p->rounding |= GDN_ROUND_BETA;
+    if (case_flag(r, "round_state")) p->rounding |= GDN_ROUND_STATE;
 
     /* In gdn_params a zero asks for the default; here a zero that is written down is meant. */
     if (case_number(r, "scale", "default", &p->scale) && p->scale == 0) case_bad_value(r, "scale", "0", "positive");
@@ -665,7 +677,7 @@ static inline void case_refuse_unknown_keys(case_reader *r) {
         double information;
         if (r->used[i]) continue;
         if (strncmp(r->key[i], "dtype_", 6) == 0)
-            case_word(r, r->key[i], "f32 bf16 f16 f64 i32 i64");
+            case_word(r, r->key[i], "f32 bf16 f16 f64 i32 i64 u8");
         else if (strstr(r->key[i], "_rel_err_"))
             case_number(r, r->key[i], NULL, &information);
         else
@@ -708,6 +720,7 @@ static inline bool case_has_shape(const case_reader *r, const npy_array *x, cons
 /* Reads an input. NULL where it is absent, which is a fault where the array is required or its dtype is declared. */
 static inline const npy_array *case_array(case_reader *r, const char *name, const char *axes, bool required) {
     char path[CASE_MAX_PATH];
+    r->c->names[r->c->num_names++] = name;
     r->ok = r->ok && case_path(path, r->folder, name, ".npy", r->message);
     if (!r->ok) return NULL;
     FILE *file = fopen(path, "rb");
@@ -752,6 +765,15 @@ static inline gdn_indices case_indices(case_reader *r, const char *name, const c
     return gdn_indices_of(x->data, is_i32 ? GDN_I32 : GDN_I64, x->num_dims == 2 ? x->shape[1] : 1);
 }
 
+static inline gdn_mask case_mask(case_reader *r, const char *name) {
+    gdn_mask mask = {NULL, 0, 0};
+    const npy_array *x = case_array(r, name, "B,T", false);
+    if (!x) return mask;
+    case_check_dtype(r, name, x, x->type == NPY_U8 ? "u8" : NULL);
+    mask.data = (const uint8_t *)x->data;
+    return mask;
+}
+
 static inline void case_read_arrays(case_reader *r) {
     gdn_params *p = &r->c->params;
     p->A_log = case_tensor(r, "A_log", "HV", false);
@@ -762,6 +784,10 @@ static inline void case_read_arrays(case_reader *r) {
     p->v = case_tensor(r, "v", "B,T,HV,V", true);
     p->b = case_tensor(r, "b", "B,T,HV or B,T,HV,V", false);
     p->beta_per_column = p->b.data && r->c->arrays[r->c->num_arrays - 1].num_dims == 4;
+    p->k_read = case_tensor(r, "k_read", "B,T,H,K", false);
+    p->erase = case_tensor(r, "erase", "B,T,HV,K", false);
+    p->gv = case_tensor(r, "gv", "B,T,HV,V", false);
+    p->token_mask = case_mask(r, "token_mask");
 
     p->cu_seqlens = case_indices(r, "cu_seqlens", "N+1");
     p->initial_state_indices = case_indices(r, "initial_state_indices", "N");
@@ -829,14 +855,16 @@ static inline void case_add_outputs(case_reader *r) {
 }
 
 /* Makes the outputs what they are before a call: o and the cache zeros, the pool a copy of the initial state. Under
- * GDN_COMPUTE_F64 all three are float64, so that nothing is rounded on the way. */
+ * GDN_COMPUTE_F64 all three are float64, so that nothing is rounded on the way; a pool to whose dtype every state is to
+ * be rounded keeps it. */
 static inline void case_reset(case_call *c, gdn_compute compute) {
     gdn_params *p = &c->params;
     p->compute = compute;
     for (int i = 0; i < CASE_NUM_OUTPUTS; i++) {
         case_output *out = &c->outputs[i];
         if (!out->data) continue;
-        out->dtype = compute == GDN_COMPUTE_F64 ? GDN_F64 : out->declared;
+        const bool rounded = i == CASE_FINAL_STATE && (p->rounding & GDN_ROUND_STATE) != 0;
+        out->dtype = compute == GDN_COMPUTE_F64 && !rounded ? GDN_F64 : out->declared;
         if (i != CASE_FINAL_STATE)
             memset(out->data, 0, (size_t)out->count * case_dtype_size(out->dtype));
         else if (out->dtype == out->declared)
@@ -870,6 +898,16 @@ static inline bool case_load(case_call *c, const char *folder, case_message *mes
     else
         case_free(c);
     return r.ok;
+}
+
+/* Whether a case may have an array of that name: an input, an output, or what tests compare with. */
+static inline bool case_has_array(const case_call *c, const char *name) {
+    static const char *const results[] = {"o", "final_state", "intermediate_states", "o_f64"};
+    for (int i = 0; i < c->num_names; i++)
+        if (strcmp(name, c->names[i]) == 0) return true;
+    for (int i = 0; i < 4; i++)
+        if (strcmp(name, results[i]) == 0) return true;
+    return false;
 }
 
 /* Writes the outputs as NAME.npy, the states rounded to what the case declares, o as it was computed. */

@@ -24,6 +24,9 @@
 #include <sys/types.h>
 #ifdef _WIN32
 #include <direct.h>
+#include <io.h>
+#else
+#include <dirent.h>
 #endif
 
 enum { EXIT_SAME = 0, EXIT_DIFFERENT = 1, EXIT_UNUSABLE = 2 };
@@ -120,6 +123,35 @@ static bool parse_isa(const char *name, gdn_isa *isa, case_message *message) {
     return false;
 }
 
+/* An array under another name would silently be an absent one. */
+static bool check_name(const case_call *c, const char *folder, const char *file, case_message *message) {
+    char name[64];
+    const size_t length = strlen(file), suffix = strlen(".npy");
+    if (length < suffix || strcmp(file + length - suffix, ".npy") != 0) return true;
+    snprintf(name, sizeof name, "%.*s", (int)(length - suffix < sizeof name ? length - suffix : sizeof name), file);
+    return case_has_array(c, name) || case_fail(message, "%.600s/%.255s: a case has no such array", folder, file);
+}
+
+static bool check_names(const case_call *c, const char *folder, case_message *message) {
+    bool ok = true;
+#ifdef _WIN32
+    char pattern[CASE_MAX_PATH];
+    struct _finddata_t entry;
+    if (!case_path(pattern, folder, "*", "", message)) return false;
+    const intptr_t search = _findfirst(pattern, &entry);
+    for (bool more = search != -1; ok && more; more = _findnext(search, &entry) == 0)
+        ok = check_name(c, folder, entry.name, message);
+    if (search != -1) _findclose(search);
+#else
+    DIR *search = opendir(folder);
+    if (!search) return case_fail(message, "%.600s: %s", folder, strerror(errno));
+    for (const struct dirent *entry; ok && (entry = readdir(search)) != NULL;)
+        ok = check_name(c, folder, entry->d_name, message);
+    closedir(search);
+#endif
+    return ok;
+}
+
 static bool run_case(case_call *c, const arguments *a, gdn_compute compute, gdn_isa isa, case_message *message) {
     gdn_error error;
     char place[64] = "";
@@ -152,7 +184,7 @@ static int run(const arguments *a) {
     }
     if ((a->isa && !parse_isa(a->isa, &isa, &message)) || !case_load(&c, a->path[0], &message))
         return complain(&message);
-    const bool ok = run_case(&c, a, compute, isa, &message);
+    const bool ok = check_names(&c, a->path[0], &message) && run_case(&c, a, compute, isa, &message);
     case_free(&c);
     return ok ? EXIT_SAME : complain(&message);
 }

@@ -24,7 +24,7 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-enum { MIN_CASES = 54, MAX_CASES = 1024 };
+enum { MIN_CASES = 71, MAX_CASES = 1024 };
 
 /* Of the largest element: the double computation from the truth, and float32 from the truth or another system. */
 static const double f64_tolerance = 1e-12, f32_tolerance = 1e-6;
@@ -195,6 +195,10 @@ static void check_same(const case_call *c, int which, const void *plain, gdn_isa
             fail_at(c, which, i, case_get(plain, out->dtype, i), why);
 }
 
+static void mark_slot(const gdn_params *p, int64_t slot, bool *slots) {
+    if (slot >= 0 && !(p->has_null_slot && slot == p->null_slot)) slots[slot] = true;
+}
+
 /* Marks the pool slots and the (row, step) places of the cache that the sequences of the case write. */
 static void mark_written(const gdn_params *p, bool *slots, bool *places) {
     const gdn_indices *starts = &p->cu_seqlens, *per_step = &p->ssm_state_indices;
@@ -202,19 +206,18 @@ static void mark_written(const gdn_params *p, bool *slots, bool *places) {
     for (ptrdiff_t n = 0; n < num_seqs; n++) {
         const int64_t length = starts->data ? index_at(starts, n + 1) - index_at(starts, n) : p->seq_len;
         if (length == 0) continue;
+        const int64_t steps = length / (p->step_interval > 0 ? p->step_interval : 1);
         if (p->initial_state_source.data && !p->disable_state_update) {
             const gdn_indices *final =
                 p->output_state_indices.data ? &p->output_state_indices : &p->initial_state_indices;
-            for (int64_t t = 0; t < (per_step->data ? length : 1); t++) {
-                const int64_t slot = per_step->data ? index_at(per_step, n * per_step->num_columns + (ptrdiff_t)t)
-                                     : final->data  ? index_at(final, n)
-                                                    : n;
-                if (slot >= 0 && !(p->has_null_slot && slot == p->null_slot)) slots[slot] = true;
-            }
+            for (int64_t s = 0; per_step->data && s < steps; s++)
+                mark_slot(p, index_at(per_step, n * per_step->num_columns + (ptrdiff_t)s), slots);
+            if (!per_step->data || p->output_state_indices.data)
+                mark_slot(p, final->data ? index_at(final, n) : n, slots);
         }
         const gdn_state_cache *cache = &p->intermediate_states_buffer;
         const int64_t row = p->intermediate_state_indices.data ? index_at(&p->intermediate_state_indices, n) : n;
-        for (int64_t t = 0; cache->data && row >= 0 && t < length; t++) places[row * cache->num_steps + t] = true;
+        for (int64_t s = 0; cache->data && row >= 0 && s < steps; s++) places[row * cache->num_steps + s] = true;
     }
 }
 

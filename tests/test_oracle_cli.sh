@@ -105,7 +105,7 @@ for folder in "$golden"/*/; do
     done
 done
 label="golden cases"
-[ $cases -ge 33 ] || failed "only $cases in $golden"
+[ $cases -ge 71 ] || failed "only $cases in $golden"
 
 # All instruction sets write the same file, or say that they are not there.
 same=0
@@ -168,10 +168,25 @@ expect 0 "b for each head" run "$tmp/case" "$tmp/per_head"
 expect 0 "b for each column" run "$tmp/case" "$tmp/per_column"
 cmp "$tmp/per_head/o.npy" "$tmp/per_column/o.npy" || failed "other bits"
 
+# ones_and_zero FILE DTYPE: the mask of 2 rows of 4 tokens whose last token does not count.
+ones_and_zero() {
+    { npy "{'descr': '$2', 'fortran_order': False, 'shape': (2, 4), }"; printf '\001\001\001\001\001\001\001\000'; } \
+        >"$1"
+}
+for dtype in '|u1' '|b1'; do
+    fresh
+    ones_and_zero "$tmp/case/token_mask.npy" "$dtype"
+    key dtype_token_mask u8
+    expect 0 "a mask of $dtype" run "$tmp/case" "$tmp/out"
+    expect 1 "... is not ignored" compare "$tmp/out/o.npy" "$tmp/golden/f32/seed_initial_state/o.npy"
+    says "past_tolerance 16 of 128" # 2 heads of 8 columns
+done
+
 # Any key, and its value.
 fresh
 for line in "l2norm_form max_norm_eps" "l2norm_eps 0" "softplus_threshold 0" "gate_input raw" "beta_input given" \
-    "allow_neg_eigval 1" "head_map tiled" "padding zero" "null_slot 2" "lower_bound -0.5" "scale 0.25" \
+    "allow_neg_eigval 1" "read_before_decay 1" "step_interval 3" "round_qk 1" "round_q_scaled 1" "round_beta 1" \
+    "round_state 1" "head_map tiled" "padding zero" "null_slot 2" "lower_bound -0.5" "scale 0.25" \
     "source some one" "other_rel_err_o 1e-7"; do
     key "${line%% *}" "${line#* }"
 done
@@ -271,6 +286,7 @@ header "a size that overflows" "overflows" "{'descr': '<f4', 'fortran_order': Fa
 header "a shape that overflows" "overflows" \
     "{'descr': '<f4', 'fortran_order': False, 'shape': (4294967296, 4294967296)}"
 header "more than the file holds" "truncated" "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,)}"
+header "numbers without an order" "'|f4'" "{'descr': '|f4', $good}"
 header "integers for numbers" "i4" "{'descr': '<i4', $good}"
 
 fresh
@@ -285,6 +301,51 @@ fresh
 key dtype_initial_state_indices
 refused "numbers for integers"
 says "initial_state_indices.npy: holds f8"
+
+fresh
+{ npy "{'descr': '<i4', 'fortran_order': False, 'shape': (2, 4)}"; zeros 32; } >"$tmp/case/token_mask.npy"
+refused "a mask of larger integers"
+says "token_mask.npy: holds i4"
+fresh
+ones_and_zero "$tmp/case/token_mask.npy" '|u1'
+key dtype_token_mask i32
+refused "another mask than declared"
+says "dtype_token_mask i32"
+fresh
+{ npy "{'descr': '|b1', 'fortran_order': False, 'shape': (2, 5)}"; zeros 10; } >"$tmp/case/token_mask.npy"
+refused "a mask of another shape"
+says "shape (2, 5) is not the [B,T]"
+fresh
+{ npy "{'descr': '|u1', $good}"; zeros 128; } >"$tmp/case/q.npy"
+damaged "bytes for numbers" "holds u1"
+for array in k_read erase gv; do
+    fresh
+    { npy "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 4, 2, 7)}"; zeros 448; } >"$tmp/case/$array.npy"
+    refused "$array of another shape"
+    says "$array.npy: shape (2, 4, 2, 7) is not the [B,T,H"
+    rm "$tmp/case/$array.npy"
+    key dtype_$array f32
+    refused "$array, declared and missing"
+    says "$array.npy: No such file"
+done
+
+# An input under another name is not an absent one.
+for name in beta B b1 k_reads final_states; do
+    fresh
+    key dtype_b
+    mv "$tmp/case/b.npy" "$tmp/case/$name.npy"
+    refused "b.npy as $name.npy"
+    says "/$name.npy: a case has no such array"
+done
+fresh
+: >"$tmp/case/$(printf '%0100d' 0).npy"
+refused "a long name"
+says "a case has no such array"
+fresh
+for name in o o_f64 final_state intermediate_states; do : >"$tmp/case/$name.npy"; done
+: >"$tmp/case/notes"
+: >"$tmp/case/npy"
+expect 0 "results and what is no array" run "$tmp/case" "$tmp/out"
 
 # ---- a bad case.txt ------------------------------------------------------------------------------------------
 
@@ -309,6 +370,11 @@ line "no such number" "scale is 'half'" scale half
 line "a scale of 0" "scale is '0'" scale 0
 line "a softplus_beta of 0" "softplus_beta is '0'" softplus_beta 0
 line "a flag" "is_kda is 'yes'" is_kda yes
+for flag in read_before_decay round_qk round_q_scaled round_beta round_state; do
+    line "a flag" "$flag is '2'" $flag 2
+done
+line "steps of no token" "step_interval is '0' and not positive" step_interval 0
+line "steps of fewer" "step_interval is '-1' and not a size" step_interval -1
 line "a layout" "state_layout is 'kvk'" state_layout kvk
 line "a missing layout" "'state_layout' is missing" state_layout
 line "a dtype" "dtype_q is 'float32'" dtype_q float32
@@ -341,6 +407,16 @@ fresh
 printf 'padding zero\000\n' >>"$tmp/case/case.txt"
 refused "a byte 0"
 says "not a text"
+for mark in '\357\273\277' '\377\376' '\376\377'; do
+    fresh
+    { printf '%b' "$mark"; cat "$golden/seed_initial_state/case.txt"; } >"$tmp/case/case.txt"
+    refused "a byte-order mark"
+    says "case.txt: begins with a byte-order mark"
+done
+fresh
+printf '\377' >"$tmp/case/case.txt"
+refused "half a byte-order mark"
+says "has no value"
 fresh
 i=0
 while [ $i -lt 130 ]; do
@@ -364,6 +440,27 @@ refused "no case"
 line "a negative scale" "scale: " scale -1
 says GDN_ERROR_VALUE
 line "a lower bound above 0" "lower_bound: " lower_bound 1
+fresh
+rm "$tmp/case/a.npy"
+key dtype_a
+refused "A_log without a"
+says "a: "
+says GDN_ERROR_NULL
+fresh
+for key in initial_state initial_state_indices; do
+    rm "$tmp/case/$key.npy"
+    key dtype_$key
+done
+key num_states
+key round_state 1
+refused "states rounded to the dtype of no pool"
+says "rounding: "
+says GDN_ERROR_COMBINATION
+fresh
+cp "$tmp/case/v.npy" "$tmp/case/gv.npy"
+key read_before_decay 1
+refused "a read before two decays"
+says "read_before_decay: "
 line "N against the arrays" "shape (2,) is not the [N]" N 3
 fresh
 rm "$tmp/case/initial_state_indices.npy"

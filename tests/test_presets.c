@@ -71,16 +71,26 @@ static void as_recorded(void **unused) {
         bool given, padded;
     } cases[] = {
         {"sglang_padding_computes", GDN_SYSTEM_SGLANG, true, true},
+        {"sglang_round_state", GDN_SYSTEM_SGLANG, true, false},
         {"sglang_kda_packed_decode", GDN_SYSTEM_SGLANG_PACKED_DECODE, true, true},
+        {"sglang_packed_decode_round_beta", GDN_SYSTEM_SGLANG_PACKED_DECODE, true, true},
         {"vllm_decode", GDN_SYSTEM_VLLM, true, true},
         {"vllm_packed_decode", GDN_SYSTEM_VLLM_PACKED_DECODE, true, true},
         {"vllm_recurrent_left", GDN_SYSTEM_VLLM_RECURRENT, true, true},
+        {"vllm_cpu_chunk_round_q", GDN_SYSTEM_VLLM_CPU_CHUNK, true, false},
         {"fla_log_gate", GDN_SYSTEM_FLA, true, false},
+        {"fla_gdn2", GDN_SYSTEM_FLA, true, false},
+        {"fla_comba", GDN_SYSTEM_FLA, true, false},
+        {"fla_gv_head_decay", GDN_SYSTEM_FLA, true, false},
+        {"fla_chunk_states", GDN_SYSTEM_FLA, true, false},
         {"flashinfer_decode_no_norm", GDN_SYSTEM_FLASHINFER_DECODE, true, false},
         {"flashinfer_mtp_final_and_steps", GDN_SYSTEM_FLASHINFER_MTP, true, true},
+        {"flashinfer_prefill_round_qk", GDN_SYSTEM_FLASHINFER_PREFILL, true, false},
+        {"flashinfer_paged_prefill", GDN_SYSTEM_FLASHINFER_PREFILL, false, false},
         {"llama_cpp_qwen35", GDN_SYSTEM_GGML, true, false},
         {"llama_cpp_qwen3next", GDN_SYSTEM_LLAMA_QWEN3NEXT, true, false},
         {"mlx_lm_small_norm", GDN_SYSTEM_MLX_LM, false, false},
+        {"mlx_lm_mask", GDN_SYSTEM_MLX_LM, false, false},
         {"transformers_qwen3next", GDN_SYSTEM_TRANSFORMERS, true, false},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {

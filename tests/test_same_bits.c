@@ -379,7 +379,7 @@ static void scale_row(ptrdiff_t K, float *x, double factor) {
 
 enum { MAX_ROWS = 64 };
 
-/* One row of q or k as the header prepares it. */
+/* One row of q, k or k_read as the header prepares it. */
 static void prepare_row(const call *c, call_array which, ptrdiff_t batch, ptrdiff_t token, ptrdiff_t hv, float *x) {
     ptrdiff_t K = c->p.head_k_dim;
     double factor = which == CALL_Q ? 1 / sqrt((double)K) : 1;
@@ -388,24 +388,47 @@ static void prepare_row(const call *c, call_array which, ptrdiff_t batch, ptrdif
     if (which == CALL_Q || c->p.use_qk_l2norm_in_kernel) scale_row(K, x, factor);
 }
 
-static void documented_token(call *c, ptrdiff_t n, ptrdiff_t t, ptrdiff_t hv, float (*S)[MAX_ROWS]) {
+/* What reads the state, where q and k are what they are. */
+static void prepare_reads(const call *c, ptrdiff_t batch, ptrdiff_t token, ptrdiff_t hv, float *x) {
+    prepare_row(c, call_has(c, CALL_K_READ) ? CALL_K_READ : CALL_K, batch, token, hv, x);
+    for (ptrdiff_t i = 0; i < c->p.head_k_dim && call_has(c, CALL_ERASE); i++)
+        x[i] *= (float)call_get(c, CALL_ERASE, batch, token, hv, i);
+}
+
+/* exp(gv), as the header computes and rounds the decay of a channel: [token, head, column]. */
+static float *column_decays(const call *c) {
+    const ptrdiff_t tokens = c->p.seq_len, heads = c->p.num_value_heads, V = c->p.head_v_dim;
+    gdn_params p = {FIXED(1, tokens), HEADS(heads, heads, V, 1), .gate_input = GDN_GATE_LOG, .is_kda = true};
+    float *decays = (float *)malloc((size_t)(tokens * heads * V) * sizeof *decays);
+    const gdn_prepared results = {.decay = gdn_out_f32(decays)};
+    assert_non_null(decays);
+    p.a = c->p.gv;
+    assert_int_equal(gdn_prepare(&p, &results, NULL), GDN_OK);
+    return decays;
+}
+
+static void documented_token(call *c, ptrdiff_t n, ptrdiff_t t, ptrdiff_t hv, const float *column_decay,
+                             float (*S)[MAX_ROWS]) {
     ptrdiff_t K = c->p.head_k_dim, batch = call_batch(c, n), token = call_token(c, n, t);
-    bool vk = c->p.state_layout == GDN_STATE_VK, kda = c->p.is_kda;
-    float q[MAX_ROWS] = {0}, k[MAX_ROWS] = {0}, decay[MAX_ROWS] = {0}, kd[MAX_ROWS], qd[MAX_ROWS];
+    bool vk = c->p.state_layout == GDN_STATE_VK, kda = c->p.is_kda, before = c->p.read_before_decay;
+    float q[MAX_ROWS] = {0}, k[MAX_ROWS] = {0}, decay[MAX_ROWS] = {0}, reads[MAX_ROWS] = {0}, qd[MAX_ROWS];
     prepare_row(c, CALL_Q, batch, token, hv, q);
     prepare_row(c, CALL_K, batch, token, hv, k);
+    prepare_reads(c, batch, token, hv, reads);
     float qk = (float)sum_folded_in_double(K, q, k);
     float beta = (float)call_get(c, CALL_B, batch, token, hv, 0);
     for (ptrdiff_t i = 0; i < K; i++) {
         decay[i] = (float)call_get(c, CALL_A, batch, token, hv, kda ? i : 0);
         float factor = kda ? decay[i] : decay[i] == 0 ? 0 : 1;
-        kd[i] = factor * k[i];
+        if (!before) reads[i] *= factor;
         qd[i] = factor * q[i];
     }
-    float p = kda ? 1 : decay[0];
+    float p = kda ? 1 : decay[0], read_p = before ? 1 : p;
     for (ptrdiff_t v = 0; v < c->p.head_v_dim; v++) {
-        float A = sum_over_rows(K, kd, S[v], vk), pB = p * sum_over_rows(K, qd, S[v], vk);
-        float d = beta * fmaf(-p, A, (float)call_get(c, CALL_V, batch, token, hv, v));
+        for (ptrdiff_t i = 0; i < K && column_decay != NULL; i++)
+            S[v][i] *= column_decay[(token * c->p.num_value_heads + hv) * c->p.head_v_dim + v];
+        float A = sum_over_rows(K, reads, S[v], vk), pB = p * sum_over_rows(K, qd, S[v], vk);
+        float d = beta * fmaf(-read_p, A, (float)call_get(c, CALL_V, batch, token, hv, v));
         for (ptrdiff_t i = 0; i < K; i++) {
             float decayed = decay[i] * S[v][i];
             S[v][i] = fmaf(k[i], d, decayed);
@@ -418,12 +441,14 @@ static void documented_token(call *c, ptrdiff_t n, ptrdiff_t t, ptrdiff_t hv, fl
 static void documented_chunk(call *c, ptrdiff_t n, ptrdiff_t first, ptrdiff_t last, ptrdiff_t hv,
                              float (*S)[MAX_ROWS]) {
     static float q[16][MAX_ROWS], k[16][MAX_ROWS], decay[16][MAX_ROWS], G[16][MAX_ROWS], u[16][16][MAX_ROWS];
+    static float reads[16][MAX_ROWS];
     static float kk[16][16], qk[16][16], P[16][16];
     const ptrdiff_t K = c->p.head_k_dim, batch = call_batch(c, n), token = call_token(c, n, first), T = last - first;
     const bool kda = c->p.is_kda;
     for (ptrdiff_t t = 0; t < T; t++) {
         prepare_row(c, CALL_Q, batch, token + t, hv, q[t]);
         prepare_row(c, CALL_K, batch, token + t, hv, k[t]);
+        prepare_reads(c, batch, token + t, hv, reads[t]);
         for (ptrdiff_t i = 0; i < K; i++) {
             decay[t][i] = (float)call_get(c, CALL_A, batch, token + t, hv, kda ? i : 0);
             G[t][i] = t == 0 ? decay[t][i] : G[t - 1][i] * decay[t][i];
@@ -433,7 +458,7 @@ static void documented_chunk(call *c, ptrdiff_t n, ptrdiff_t first, ptrdiff_t la
         for (ptrdiff_t t = j; t < T; t++) {
             for (ptrdiff_t i = 0; i < K; i++) u[t][j][i] = t == j ? k[j][i] : u[t - 1][j][i] * decay[t][i];
             P[t][j] = t == j ? 1 : P[t - 1][j] * decay[t][0];
-            kk[t][j] = sum_over_rows(K, k[t], kda ? u[t][j] : k[j], false) * (kda ? 1 : P[t][j]);
+            kk[t][j] = sum_over_rows(K, reads[t], kda ? u[t][j] : k[j], false) * (kda ? 1 : P[t][j]);
             qk[t][j] = sum_over_rows(K, q[t], kda ? u[t][j] : k[j], false) * (kda ? 1 : P[t][j]);
         }
     for (ptrdiff_t v = 0; v < c->p.head_v_dim; v++) {
@@ -441,7 +466,7 @@ static void documented_chunk(call *c, ptrdiff_t n, ptrdiff_t first, ptrdiff_t la
         for (ptrdiff_t t = 0; t < T; t++) {
             float kd[MAX_ROWS], qd[MAX_ROWS], p = kda ? 1 : G[t][0];
             for (ptrdiff_t i = 0; i < K; i++) {
-                kd[i] = kda ? G[t][i] * k[t][i] : k[t][i];
+                kd[i] = kda ? G[t][i] * reads[t][i] : reads[t][i];
                 qd[i] = kda ? G[t][i] * q[t][i] : q[t][i];
             }
             float y = fmaf(-p, sum_over_rows(K, kd, S[v], false), (float)call_get(c, CALL_V, batch, token + t, hv, v));
@@ -480,8 +505,14 @@ static void documented_chunks(call *c, ptrdiff_t n, ptrdiff_t hv, float (*S)[MAX
 static void documented_order_of_operations(void **state) {
     (void)state;
     static const ptrdiff_t dims[][2] = {{1, 1}, {7, 5}, {16, 32}, {33, 40}, {64, 64}};
+    static const struct {
+        bool k_read, erase, before, gv;
+    } reads[] = {{false, false, false, false}, {true, false, false, false}, {false, true, false, false},
+                 {true, true, false, false},   {false, false, true, false}, {true, true, true, false},
+                 {false, false, false, true},  {true, true, false, true}};
     static float S[MAX_ROWS][MAX_ROWS];
-    for (ptrdiff_t i = 0; i < 8 * COUNT(dims); i++) {
+    for (ptrdiff_t variant = 0; variant < 8 * COUNT(dims) * COUNT(reads); variant++) {
+        const ptrdiff_t i = variant % (8 * COUNT(dims)), which = variant / (8 * COUNT(dims));
         call_config config = {
             .p = {HEADS(2, 4, 1, 1), POOL(KV, 3, GDN_F32), .gate_input = GDN_GATE_DECAY, .beta_input = GDN_BETA_GIVEN},
             .lens = LIST(9, 3, 1)};
@@ -492,7 +523,13 @@ static void documented_order_of_operations(void **state) {
         config.p.use_qk_l2norm_in_kernel = (i & 4) != 0;
         config.p.head_k_dim = dims[i / 8][0];
         config.p.head_v_dim = dims[i / 8][1];
+        config.p.k_read.dtype = reads[which].k_read ? GDN_F32 : GDN_DTYPE_NOT_SET;
+        config.p.erase.dtype = reads[which].erase ? GDN_F32 : GDN_DTYPE_NOT_SET;
+        config.p.gv.dtype = reads[which].gv ? GDN_F32 : GDN_DTYPE_NOT_SET;
+        config.p.read_before_decay = reads[which].before;
         call *c = call_new(&config);
+        float *const column_decay = reads[which].gv ? column_decays(c) : NULL;
+        const bool chunks = c->p.compute == GDN_COMPUTE_F32_CHUNKS && !reads[which].gv && !reads[which].before;
         for (ptrdiff_t hv = 0; hv < 4; hv++) call_set(c, CALL_A, 0, 4 + hv, hv, 0, 0);
         for (ptrdiff_t j = 0; j < (config.p.is_kda ? config.p.head_k_dim : 1) && call_length(c, 0) > 20; j++)
             call_set(c, CALL_A, 0, 20, 1, j, 0);
@@ -503,18 +540,21 @@ static void documented_order_of_operations(void **state) {
                     ptrdiff_t row = j % config.p.head_k_dim, column = j / config.p.head_k_dim;
                     S[column][row] = (float)call_get(c, CALL_INITIAL_POOL, n, 0, hv, call_state_index(c, row, column));
                 }
-                if (c->p.compute == GDN_COMPUTE_F32_CHUNKS && call_length(c, n) > 1)
+                if (chunks && call_length(c, n) > 1)
                     documented_chunks(expected, n, hv, S);
                 else
-                    for (ptrdiff_t t = 0; t < call_length(c, n); t++) documented_token(expected, n, t, hv, S);
+                    for (ptrdiff_t t = 0; t < call_length(c, n); t++)
+                        documented_token(expected, n, t, hv, column_decay, S);
                 for (ptrdiff_t j = 0; j < config.p.head_k_dim * config.p.head_v_dim; j++) {
                     ptrdiff_t row = j % config.p.head_k_dim, column = j / config.p.head_k_dim;
                     call_set(expected, CALL_POOL, n, 0, hv, call_state_index(c, row, column), (double)S[column][row]);
                 }
             }
-        test_context("order of operations, %td x %td, kind %td", dims[i / 8][0], dims[i / 8][1], i % 8);
+        test_context("order of operations, %td x %td, kind %td, reads %td", dims[i / 8][0], dims[i / 8][1], i % 8,
+                     which);
         run(c, RUN_WHOLE);
         assert_same(c, expected);
+        free(column_decay);
         call_free(expected);
         call_free(c);
     }

@@ -3,10 +3,11 @@
 
     tests/accuracy/rounding_orders.py GDN_ORACLE GOLDEN_DIR [--draws N] [CASE...]
 
-One golden case is one draw of the rounding errors. For each float32 case this draws N calls of the same shape and
-options, with elements from the case's own arrays, and prints the error of o against float64, relative to the largest
-element, of each order. The orders are written here in numpy, with fused multiply-adds through float64; the header's is
-held against the program on the case itself. Triton's sums are taken as balanced trees, the best that a GPU's can be.
+One golden case is one draw of the rounding errors. For each case that is float32 throughout this
+draws N calls of the same shape and options, with elements from the case's own arrays, and prints the error of o against
+float64, relative to the largest element, of each order. The orders are written here in numpy, with fused multiply-adds
+through float64; the header's is held against the program on the case itself. Triton's sums are taken as balanced trees,
+the best that a GPU's can be.
 Exit status 77: numpy is missing.
 """
 
@@ -27,6 +28,7 @@ except ImportError as missing:
     sys.exit(77)
 
 f32, f64 = np.float32, np.float64
+TENSORS = ("A_log", "a", "dt_bias", "q", "k", "v", "b", "k_read", "erase", "gv", "o", "initial_state")
 
 
 # ==== sums over the first axis ========================================================================================
@@ -77,7 +79,7 @@ def options_of(keys):
         scale=number("scale", 0) or int(keys["K"]) ** -0.5, lower=number("lower_bound", 0.0),
         beta=float(keys.get("softplus_beta", 1)), threshold=float(keys.get("softplus_threshold", 20)),
         gate=keys.get("gate_input", "raw"), given=keys.get("beta_input") == "given",
-        double=keys.get("allow_neg_eigval") == "1")
+        double=keys.get("allow_neg_eigval") == "1", before=keys.get("read_before_decay") == "1")
 
 
 def norm_factor(total, o, K):
@@ -88,9 +90,12 @@ def norm_factor(total, o, K):
 
 def gates(x, o, t, number, exp, log1p):
     """Decay [K,D,HV,1] or [1,D,HV,1] and beta [D,HV,V or 1], with these functions on this type."""
-    a = x.a[t].astype(number)
-    if o.gate == "raw":
-        y, A = a + x.dt_bias.astype(number), exp(x.A_log.astype(number))
+    a = np.ones(x.v.shape[1:3] + (1,) * o.kda, number) if x.a is None else x.a[t].astype(number)
+    if x.a is None:
+        decay = a
+    elif o.gate == "raw":
+        y = a if x.dt_bias is None else a + x.dt_bias.astype(number)
+        A = np.ones(a.shape[1:2], number) if x.A_log is None else exp(x.A_log.astype(number))
         A = A[..., None] if o.kda else A
         if o.lower is not None:
             g = number(o.lower) / (1 + exp(-(A * y)))
@@ -109,16 +114,30 @@ def gates(x, o, t, number, exp, log1p):
     return decay, beta if beta.ndim == x.v[t].ndim else beta[..., None]
 
 
-def exact(x, o):
-    S, steps, out = x.S.astype(f64), [], []
+def tokens(x, S, out, steps):
+    """The tokens that count, each with the state before it; the others repeat that state and have zeros as output."""
     for t in range(len(x.q)):
+        S = steps[-1] if steps else S
         S = S if x.parents is None or t == 0 else steps[x.parents[t]]
+        if x.mask is None or x.mask[t]:
+            yield t, S
+        else:
+            steps.append(S)
+            out.append(np.zeros(x.v.shape[1:], S.dtype))
+
+
+def exact(x, o):
+    steps, out = [], []
+    for t, S in tokens(x, x.S.astype(f64), out, steps):
         q, k, v = x.q[t].astype(f64), x.k[t].astype(f64), x.v[t].astype(f64)
+        reads = k if x.k_read is None else x.k_read[t].astype(f64)
         if o.l2:
-            q, k = (z * norm_factor((z * z).sum(0), o, len(z)) for z in (q, k))
+            q, k, reads = (z * norm_factor((z * z).sum(0), o, len(z)) for z in (q, k, reads))
+        reads = (reads if x.erase is None else reads * x.erase[t].astype(f64))[..., None]
         decay, beta = gates(x, o, t, f64, np.exp, np.log1p)
-        S = S * decay
-        d = beta * (v - (k[..., None] * S).sum(0))
+        before = (reads * S).sum(0)
+        S = S * decay if x.gv is None else S * decay * np.exp(x.gv[t].astype(f64))
+        d = beta * (v - (before if o.before else (reads * S).sum(0)))
         S = S + k[..., None] * d
         steps.append(S)
         out.append((o.scale * q[..., None] * S).sum(0))
@@ -126,28 +145,33 @@ def exact(x, o):
 
 
 def header(x, o, fold=f64, rows=None):
-    """NUMERICS of the header. With fold=f32 the norms and q.k are folded in float32; with rows, the sums of [K,V] states
-    start anew every so many rows."""
+    """NUMERICS of the header. With fold=f32 the norms and q.k are folded in float32; with rows, the sums of [K,V]
+    states start anew every so many rows."""
     def scaled(z, factor):
         high = factor.astype(f32)
         return fma(z, high, z * (factor - high).astype(f32))
 
     total = sum16 if o.vk else (lambda y, z: sum_in_order(y, z, rows or len(y)))
-    S, steps, out = x.S, [], []
-    for t in range(len(x.q)):
-        S = S if x.parents is None or t == 0 else steps[x.parents[t]]
-        q, k, v = x.q[t], x.k[t], x.v[t]
-        q_factor, k_factor = np.full(q.shape[1:], o.scale), np.ones(k.shape[1:])
+    def normalised(z):
+        return scaled(z, norm_factor(sum16(z, z, fold).astype(f64), o, len(z))) if o.l2 else z
+
+    steps, out = [], []
+    for t, S in tokens(x, x.S, out, steps):
+        q, k, v = x.q[t], normalised(x.k[t]), x.v[t]
+        reads = k if x.k_read is None else normalised(x.k_read[t])
+        reads = (reads if x.erase is None else reads * x.erase[t])[..., None]
+        q_factor = np.full(q.shape[1:], o.scale)
         if o.l2:
             q_factor = o.scale * norm_factor(sum16(q, q, fold).astype(f64), o, len(q))
-            k_factor = norm_factor(sum16(k, k, fold).astype(f64), o, len(k))
-        q, k = scaled(q, q_factor), scaled(k, k_factor) if o.l2 else k
+        q = scaled(q, q_factor)
         qk = sum16(q, k, fold).astype(f32)[..., None]
         decay, beta = (z.astype(f32) for z in gates(x, o, t, f64, np.exp, np.log1p))
         p = f32(1) if o.kda else decay[0]
-        kd, qd = (k[..., None] * decay, q[..., None] * decay) if o.kda else (k[..., None], q[..., None])
+        S = S if x.gv is None else S * np.exp(x.gv[t].astype(f64)).astype(f32)
+        kd = reads * decay if o.kda and not o.before else reads
+        qd = q[..., None] * decay if o.kda else q[..., None]
         A, B = total(kd, S), total(qd, S)
-        d = beta * fma(-p, A, v)
+        d = beta * fma(f32(-1) if o.before else -p, A, v)
         out.append(fma(qk, d, p * B))
         S = fma(k[..., None], d[None], decay * S)
         steps.append(S)
@@ -158,16 +182,18 @@ def triton(x, o):
     def exp(y):  # the GPU's: 2 to the power of the rounded x * log2(e)
         return np.exp2((y * f32(1.4426950408889634)).astype(f64)).astype(f32)
 
-    S, steps, out = x.S, [], []
-    for t in range(len(x.q)):
-        S = S if x.parents is None or t == 0 else steps[x.parents[t]]
+    steps, out = [], []
+    for t, S in tokens(x, x.S, out, steps):
         q, k, v = x.q[t], x.k[t], x.v[t]
+        reads = k if x.k_read is None else x.k_read[t]
         if o.l2:
-            q, k = (z * norm_factor(sum_tree(z, z), o, len(z)).astype(f32) for z in (q, k))
+            q, k, reads = (z * norm_factor(sum_tree(z, z), o, len(z)).astype(f32) for z in (q, k, reads))
         q = q * f32(o.scale)
+        reads = (reads if x.erase is None else reads * x.erase[t])[..., None]
         decay, beta = gates(x, o, t, f32, exp, lambda y: np.log(1 + y).astype(f32))
-        S = S * decay
-        d = (v - sum_tree(S, k[..., None])) * beta
+        before = sum_tree(S, reads) if o.before else None
+        S = S * decay if x.gv is None else S * decay * exp(x.gv[t])
+        d = (v - (before if o.before else sum_tree(S, reads))) * beta
         S = fma(k[..., None], d[None], S)
         steps.append(S)
         out.append(sum_tree(S, q[..., None]))
@@ -183,6 +209,7 @@ def load(folder):
     a = {path.stem: np.load(path) for path in folder.glob("*.npy")}
     B, T, H, HV, K, V = (int(keys[size]) for size in ("B", "T", "H", "HV", "K", "V"))
     heads = np.arange(HV) % H if keys.get("head_map") == "tiled" else np.arange(HV) // (HV // H)
+    null = keys.get("null_slot", "none")
     sequences = []
     for n in range(int(keys.get("N", B))):
         at = (0, slice(*a["cu_seqlens"][n:n + 2])) if "cu_seqlens" in a else (n, slice(0, T))
@@ -190,16 +217,28 @@ def load(folder):
             continue
         S = np.zeros((HV, K, V), f32)
         if "initial_state" in a:
-            slot = a["initial_state_indices"][n] if "initial_state_indices" in a else n
-            if "ssm_state_indices" in a:
+            slot = n
+            if "initial_state_indices" in a:
+                slot = a["initial_state_indices"][n]
+            elif "ssm_state_indices" in a:
                 slot = a["ssm_state_indices"][n, a["num_accepted_tokens"][n] - 1 if "num_accepted_tokens" in a else 0]
-            if slot >= 0:
+            padded = slot < 0 or (null != "none" and slot == int(null))
+            if padded and keys.get("padding", "compute") != "compute":
+                continue
+            if not padded:
                 S = a["initial_state"][slot]
                 S = S.swapaxes(1, 2) if keys["state_layout"] == "vk" else S
-        q, k = (a[name][at][:, heads].transpose(0, 2, 1)[:, :, None] for name in "qk")
+
+        def rows(name):
+            return a[name][at][:, heads].transpose(0, 2, 1)[:, :, None] if name in a else None
+
+        def tensor(name):
+            return a[name][at][:, None] if name in a else None
+
         sequences.append(SimpleNamespace(
-            at=at, q=q, k=k, v=a["v"][at][:, None], a=a["a"][at][:, None],
-            b=a["b"][at][:, None] if "b" in a else None, S=S.transpose(1, 0, 2)[:, None],
+            at=at, q=rows("q"), k=rows("k"), k_read=rows("k_read"), v=tensor("v"), a=tensor("a"), b=tensor("b"),
+            erase=np.moveaxis(tensor("erase"), -1, 1) if "erase" in a else None, gv=tensor("gv"),
+            mask=a["token_mask"][at] if "token_mask" in a else None, S=S.transpose(1, 0, 2)[:, None],
             A_log=a.get("A_log"), dt_bias=a.get("dt_bias"),
             parents=a["retrieve_parent_token"][n] if "retrieve_parent_token" in a else None, heads=heads))
     return keys, a, sequences
@@ -212,11 +251,17 @@ def redraw(x, a, draws, rng):
 
     T, K, _, HV = x.q.shape
     per_head = (draws, HV)
-    gate = per_head + x.a.shape[3:]
+    gate = per_head + (() if x.a is None else x.a.shape[3:])
+    values = (T,) + per_head + x.v.shape[3:]
+
+    def rows(name):
+        z = pick(name, (T, K, draws, HV))
+        return None if z is None else z[..., x.heads]
+
     return SimpleNamespace(
-        q=pick("q", (T, K, draws, HV))[..., x.heads], k=pick("k", (T, K, draws, HV))[..., x.heads],
-        v=pick("v", (T,) + per_head + x.v.shape[3:]), a=pick("a", (T,) + gate),
-        b=None if x.b is None else pick("b", (T,) + per_head + x.b.shape[3:]),
+        q=rows("q"), k=rows("k"), k_read=rows("k_read"), v=pick("v", values), a=pick("a", (T,) + gate),
+        b=None if x.b is None else pick("b", (T,) + per_head + x.b.shape[3:]), erase=pick("erase", (T, K, draws, HV)),
+        gv=pick("gv", values), mask=x.mask,
         S=pick("initial_state", (K,) + per_head + x.S.shape[3:]) if "initial_state" in a else
         np.zeros((K,) + per_head + x.S.shape[3:], f32),
         A_log=pick("A_log", per_head), dt_bias=pick("dt_bias", gate), parents=x.parents)
@@ -246,7 +291,7 @@ def main():
         if not (folder / "case.txt").exists() or (options.cases and folder.name not in options.cases):
             continue
         keys, arrays, sequences = load(folder)
-        if any(keys.get(f"dtype_{name}", "f32") != "f32" for name in ("o", "q", "initial_state")):
+        if any(keys.get(f"dtype_{name}", "f32") != "f32" for name in TENSORS):
             continue
         o = options_of(keys)
         with tempfile.TemporaryDirectory() as out:

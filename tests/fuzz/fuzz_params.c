@@ -1,6 +1,7 @@
 /* Bytes to parameters: sizes, strides, dtypes, options, index arrays and where everything lies in memory. What
  * gdn_validate() accepts must run, as one call and in any partition, with the same result and without touching a byte
- * that it may not touch; what it refuses must not change a byte.
+ * that it may not touch; what it refuses must not change a byte. The same for gdn_prepare(), whose results must be the
+ * same however many are asked for at once. Every function returns, whatever bytes the parameters are made of.
  *
  * Each buffer is a block of the heap that ends with the last byte that the parameters speak of, so that
  * AddressSanitizer sees the first byte read or written outside. */
@@ -20,6 +21,10 @@ enum {
     K,
     V,
     B,
+    K_READ,
+    ERASE,
+    GV,
+    MASK,
     O,
     POOL,
     OUTPUTS,
@@ -32,6 +37,12 @@ enum {
     STEP_SLOTS,
     ACCEPTED, /* indices */
     SCRATCH,
+    RESULT_G,
+    RESULT_DECAY,
+    RESULT_BETA,
+    RESULT_Q,
+    RESULT_K,
+    RESULT_K_READ, /* of gdn_prepare() */
     NUM_ARRAYS
 };
 
@@ -43,9 +54,10 @@ typedef struct array {
     const void **data; /* the pointer in the parameters */
     ptrdiff_t size[3], stride[3], width;
     size_t element; /* bytes */
-    double bytes;   /* from the first element to the last; a double, which does not overflow */
-    int home;       /* array in whose block it lies */
-    size_t offset;  /* and where in it */
+    gdn_dtype dtype;
+    double bytes;  /* from the first element to the last; a double, which does not overflow */
+    int home;      /* array in whose block it lies */
+    size_t offset; /* and where in it */
 } array;
 
 /* A block of the heap with a copy of what was in it before the call and a flag for every byte that may change. */
@@ -57,6 +69,7 @@ typedef struct block {
 
 typedef struct fuzz_case {
     gdn_params p;
+    gdn_prepared results;
     array arrays[NUM_ARRAYS];
     block blocks[NUM_ARRAYS];
 } fuzz_case;
@@ -148,6 +161,76 @@ static void draw_params(input *b, gdn_params *p) {
     if (more / 128) p->scratch = (void *)(uintptr_t)present;
 }
 
+/* Some axes broadcast, or none. */
+static void draw_strides(input *b, ptrdiff_t *batch, ptrdiff_t *token, ptrdiff_t *head) {
+    const int axes = input_byte(b) % 16;
+    if (axes >= 8) return;
+    if (axes % 2) *batch = GDN_BROADCAST;
+    if (axes / 2 % 2) *token = GDN_BROADCAST;
+    if (axes / 4 % 2) *head = GDN_BROADCAST;
+}
+
+/* What few systems have. A zero leaves everything as it is. */
+static void draw_extras(input *b, gdn_params *p) {
+    static const ptrdiff_t intervals[] = {0, 1, 2, 3, 5, 16};
+    static const gdn_tensor none = {NULL, GDN_DTYPE_NOT_SET, 0, 0, 0};
+    const int kind = input_byte(b);
+    if (kind == 0) return;
+    const int inputs = input_byte(b), absent = input_byte(b);
+    if (inputs % 2) p->k_read = draw_tensor(b, p->compute);
+    if (inputs / 2 % 2) p->erase = draw_tensor(b, p->compute);
+    if (inputs / 4 % 4 == 1) p->gv = draw_tensor(b, p->compute);
+    if (inputs / 16 % 4 == 1) p->token_mask.data = (const uint8_t *)present;
+    p->read_before_decay = inputs / 64 % 4 == 1;
+    if (kind % 2) p->step_interval = INPUT_PICK(b, intervals);
+    if (kind / 2 % 2) p->rounding = (unsigned)input_below(b, 17);
+    if (kind / 4 % 2) {
+        gdn_tensor *const tensors[] = {&p->a, &p->q, &p->k, &p->v, &p->b, &p->k_read, &p->erase, &p->gv};
+        ptrdiff_t unused = 0;
+        for (size_t i = 0; i < sizeof tensors / sizeof tensors[0]; i++)
+            draw_strides(b, &tensors[i]->batch_stride, &tensors[i]->token_stride, &tensors[i]->head_stride);
+        draw_strides(b, &p->token_mask.batch_stride, &p->token_mask.token_stride, &unused);
+        draw_strides(b, &unused, &p->A_log.head_stride, &p->dt_bias.head_stride);
+    }
+    if (kind / 8 % 2 && p->initial_state_source.data != NULL) { /* slots for steps, beside others */
+        const int slots = input_byte(b);
+        p->ssm_state_indices.data = slots % 2 ? present : NULL;
+        p->initial_state_indices.data = slots / 2 % 2 ? present : NULL;
+        p->output_state_indices.data = slots / 4 % 2 ? present : NULL;
+        if (slots / 8 % 4 != 1) p->num_accepted_tokens.data = NULL;
+        if (slots / 32 % 4 == 1) p->output_state_pool = p->initial_state_source;
+    }
+    if (absent % 2) p->A_log = none;
+    if (absent / 2 % 2) p->dt_bias = none;
+    if (absent / 4 % 4 == 1) p->a = none;
+    if (absent / 16 % 4 == 1) p->q = none;
+    if (absent / 64 == 1) {
+        p->homogeneous = true;
+        p->v = none;
+        p->o.data = NULL;
+    }
+    if (absent / 64 == 2) p->k = none;
+    if (absent / 64 == 3) p->b = none;
+}
+
+/* Which results are asked for. */
+static void draw_results(input *b, gdn_compute compute, gdn_prepared *results) {
+    gdn_output *const outputs[] = {&results->g, &results->decay, &results->beta,
+                                   &results->q, &results->k,     &results->k_read};
+    const int which = input_byte(b);
+    for (int i = 0; i < 6; i++) {
+        if (!(which >> i & 1)) continue;
+        outputs[i]->data = (void *)(uintptr_t)present;
+        outputs[i]->dtype = draw_dtype(b, compute);
+        if (which / 64 != 1) continue;
+        ptrdiff_t *const strides[] = {&outputs[i]->batch_stride, &outputs[i]->token_stride, &outputs[i]->head_stride};
+        ptrdiff_t *const stride = INPUT_PICK(b, strides);
+        const int value = input_byte(b);
+        *stride = value == 255 ? GDN_BROADCAST : value;
+    }
+    if (which / 64 == 2) outputs[input_below(b, 6)]->dtype = (gdn_dtype)(int8_t)input_byte(b);
+}
+
 /* One field changed to something that may not be there. */
 static void edit_params(input *b, gdn_params *p) {
     gdn_state_pool *pool = &p->initial_state_source;
@@ -212,6 +295,29 @@ static void edit_params(input *b, gdn_params *p) {
     }
 }
 
+/* The same for the fields of few systems. */
+static void edit_extras(input *b, gdn_params *p) {
+    static const ptrdiff_t extremes[] = {
+        PTRDIFF_MAX, GDN_BROADCAST, PTRDIFF_MAX / 2, (ptrdiff_t)1 << 40, PTRDIFF_MIN + 1, (ptrdiff_t)1 << 31, -1, 4096};
+    gdn_tensor *const tensors[] = {&p->A_log, &p->a, &p->dt_bias, &p->q,     &p->k,
+                                   &p->v,     &p->b, &p->k_read,  &p->erase, &p->gv};
+    gdn_tensor *const x = INPUT_PICK(b, tensors);
+    const int value = (int8_t)input_byte(b);
+    const ptrdiff_t size = value >= 0 ? value : extremes[value & 7];
+    switch (input_below(b, 10)) {
+    case 0: x->batch_stride = size; break;
+    case 1: x->token_stride = size; break;
+    case 2: x->head_stride = size; break;
+    case 3: x->dtype = (gdn_dtype)value; break;
+    case 4: x->data = x->data == NULL ? present : NULL; break;
+    case 5: p->token_mask.batch_stride = size; break;
+    case 6: p->token_mask.token_stride = size; break;
+    case 7: p->step_interval = size; break;
+    case 8: p->rounding = (unsigned)value; break;
+    default: p->read_before_decay = !p->read_before_decay; break;
+    }
+}
+
 /* ---- memory --------------------------------------------------------------------------------------- */
 
 /* Bytes from the first element to the last. Strides below zero have no such thing; they are refused. */
@@ -230,27 +336,48 @@ static ptrdiff_t product(ptrdiff_t x, ptrdiff_t y) {
     return z > 1e18 ? PTRDIFF_MAX : z < -1e18 ? PTRDIFF_MIN : x * y;
 }
 
-static array tensor_array(const gdn_params *p, const gdn_tensor *x, ptrdiff_t batch, ptrdiff_t tokens, ptrdiff_t heads,
-                          ptrdiff_t width) {
-    array y = {(const void **)&((gdn_tensor *)(uintptr_t)x)->data,
-               {batch, tokens, heads},
-               {x->batch_stride, x->token_stride, x->head_stride},
-               width,
-               8,
-               0,
-               0,
-               0};
-    (void)p;
-    if (x->dtype == GDN_F32) y.element = 4;
-    if (x->dtype == GDN_BF16 || x->dtype == GDN_F16) y.element = 2;
-    if (y.stride[2] == 0) y.stride[2] = width;
-    if (y.stride[1] == 0) y.stride[1] = product(heads, y.stride[2]);
-    if (y.stride[0] == 0) y.stride[0] = product(tokens, y.stride[1]);
+/* An axis that is broadcast has one place in what is read; what is written refuses it. */
+static array tensor_array(const void **data, gdn_dtype dtype, bool is_read, ptrdiff_t batch, ptrdiff_t tokens,
+                          ptrdiff_t heads, ptrdiff_t width, ptrdiff_t s0, ptrdiff_t s1, ptrdiff_t s2) {
+    array y = {data, {batch, tokens, heads}, {s0, s1, s2}, width, 8, dtype, 0, 0, 0};
+    ptrdiff_t inner = width;
+    if (dtype == GDN_F32) y.element = 4;
+    if (dtype == GDN_BF16 || dtype == GDN_F16) y.element = 2;
+    for (int axis = 2; axis >= 0; axis--) {
+        if (y.stride[axis] == 0) y.stride[axis] = inner;
+        if (y.stride[axis] != GDN_BROADCAST || !is_read)
+            inner = product(y.size[axis], y.stride[axis]);
+        else if (y.size[axis] > 1)
+            y.size[axis] = 1;
+    }
     return y;
 }
 
+static array input_array(gdn_tensor *x, ptrdiff_t batch, ptrdiff_t tokens, ptrdiff_t heads, ptrdiff_t width) {
+    return tensor_array(&x->data, x->dtype, true, batch, tokens, heads, width, x->batch_stride, x->token_stride,
+                        x->head_stride);
+}
+
+static array output_array(gdn_output *x, ptrdiff_t batch, ptrdiff_t tokens, ptrdiff_t heads, ptrdiff_t width) {
+    return tensor_array((const void **)(uintptr_t)&x->data, x->dtype, false, batch, tokens, heads, width,
+                        x->batch_stride, x->token_stride, x->head_stride);
+}
+
+static array pool_array(const gdn_params *p, gdn_state_pool *x) {
+    return tensor_array((const void **)(uintptr_t)&x->data, x->dtype, false, 1, x->num_states, p->num_value_heads,
+                        product(p->head_k_dim, p->head_v_dim), 0, x->slot_stride, x->head_stride);
+}
+
 static array index_array(gdn_indices *x, ptrdiff_t rows, ptrdiff_t columns) {
-    array y = {&x->data, {1, 1, rows}, {0, 0, x->row_stride == 0 ? columns : x->row_stride}, columns, 8, 0, 0, 0};
+    array y = {&x->data,
+               {1, 1, rows},
+               {0, 0, x->row_stride == 0 ? columns : x->row_stride},
+               columns,
+               8,
+               GDN_DTYPE_NOT_SET,
+               0,
+               0,
+               0};
     if (x->dtype == GDN_I32) y.element = 4;
     return y;
 }
@@ -260,28 +387,34 @@ static void list_arrays(fuzz_case *c) {
     array *x = c->arrays;
     const ptrdiff_t batch = p->batch_size, t = p->seq_len, h = p->num_key_heads, hv = p->num_value_heads;
     const ptrdiff_t k = p->head_k_dim, v = p->head_v_dim, n = p->cu_seqlens.data != NULL ? p->num_seqs : batch;
-    gdn_tensor o = {p->o.data, p->o.dtype, p->o.batch_stride, p->o.token_stride, p->o.head_stride};
-    gdn_state_pool *pool = &p->initial_state_source;
+    const ptrdiff_t gates = p->is_kda ? k : 1, betas = p->beta_per_column ? v : 1;
     gdn_state_cache *cache = &p->intermediate_states_buffer;
-    gdn_tensor slots = {pool->data, pool->dtype, 0, pool->slot_stride, pool->head_stride};
-    gdn_state_pool *output = &p->output_state_pool;
-    gdn_tensor outputs = {output->data, output->dtype, 0, output->slot_stride, output->head_stride};
-    gdn_tensor steps = {cache->data, cache->dtype, cache->row_stride, cache->step_stride, cache->head_stride};
-    x[A_LOG] = tensor_array(p, &p->A_log, 1, 1, hv, 1);
-    x[A] = tensor_array(p, &p->a, batch, t, hv, p->is_kda ? k : 1);
-    x[DT_BIAS] = tensor_array(p, &p->dt_bias, 1, 1, hv, p->is_kda ? k : 1);
-    x[Q] = tensor_array(p, &p->q, batch, t, h, k);
-    x[K] = tensor_array(p, &p->k, batch, t, h, k);
-    x[V] = tensor_array(p, &p->v, batch, t, hv, v);
-    x[B] = tensor_array(p, &p->b, batch, t, hv, p->beta_per_column ? v : 1);
-    x[O] = tensor_array(p, &o, batch, t, hv, v);
-    x[O].data = (const void **)(uintptr_t)&p->o.data;
-    x[POOL] = tensor_array(p, &slots, 1, pool->num_states, hv, product(k, v));
-    x[POOL].data = (const void **)(uintptr_t)&pool->data;
-    x[OUTPUTS] = tensor_array(p, &outputs, 1, output->num_states, hv, product(k, v));
-    x[OUTPUTS].data = (const void **)(uintptr_t)&output->data;
-    x[CACHE] = tensor_array(p, &steps, cache->num_rows, cache->num_steps, hv, product(k, v));
-    x[CACHE].data = (const void **)(uintptr_t)&cache->data;
+    gdn_prepared *results = &c->results;
+    x[A_LOG] = input_array(&p->A_log, 1, 1, hv, 1);
+    x[A] = input_array(&p->a, batch, t, hv, gates);
+    x[DT_BIAS] = input_array(&p->dt_bias, 1, 1, hv, gates);
+    x[Q] = input_array(&p->q, batch, t, h, k);
+    x[K] = input_array(&p->k, batch, t, h, k);
+    x[V] = input_array(&p->v, batch, t, hv, v);
+    x[B] = input_array(&p->b, batch, t, hv, betas);
+    x[K_READ] = input_array(&p->k_read, batch, t, h, k);
+    x[ERASE] = input_array(&p->erase, batch, t, hv, k);
+    x[GV] = input_array(&p->gv, batch, t, hv, v);
+    x[MASK] = tensor_array((const void **)(uintptr_t)&p->token_mask.data, GDN_DTYPE_NOT_SET, true, batch, t, 1, 1,
+                           p->token_mask.batch_stride, p->token_mask.token_stride, 0);
+    x[MASK].element = 1;
+    x[O] = output_array(&p->o, batch, t, hv, v);
+    x[POOL] = pool_array(p, &p->initial_state_source);
+    x[OUTPUTS] = pool_array(p, &p->output_state_pool);
+    x[CACHE] =
+        tensor_array((const void **)(uintptr_t)&cache->data, cache->dtype, false, cache->num_rows, cache->num_steps, hv,
+                     product(k, v), cache->row_stride, cache->step_stride, cache->head_stride);
+    x[RESULT_G] = output_array(&results->g, batch, t, hv, gates);
+    x[RESULT_DECAY] = output_array(&results->decay, batch, t, hv, gates);
+    x[RESULT_BETA] = output_array(&results->beta, batch, t, hv, betas);
+    x[RESULT_Q] = output_array(&results->q, batch, t, h, k);
+    x[RESULT_K] = output_array(&results->k, batch, t, h, k);
+    x[RESULT_K_READ] = output_array(&results->k_read, batch, t, h, k);
     x[CU_SEQLENS] = index_array(&p->cu_seqlens, n < PTRDIFF_MAX ? n + 1 : n, 1);
     x[READS] = index_array(&p->initial_state_indices, n, 1);
     x[WRITES] = index_array(&p->output_state_indices, n, 1);
@@ -289,8 +422,15 @@ static void list_arrays(fuzz_case *c) {
     x[PARENTS] = index_array(&p->retrieve_parent_token, n, p->retrieve_parent_token.num_columns);
     x[STEP_SLOTS] = index_array(&p->ssm_state_indices, n, p->ssm_state_indices.num_columns);
     x[ACCEPTED] = index_array(&p->num_accepted_tokens, n, 1);
-    array scratch = {
-        (const void **)(uintptr_t)&p->scratch, {1, 1, 1}, {0, 0, 0}, (ptrdiff_t)p->scratch_size, 1, 0, 0, 0};
+    array scratch = {(const void **)(uintptr_t)&p->scratch,
+                     {1, 1, 1},
+                     {0, 0, 0},
+                     (ptrdiff_t)p->scratch_size,
+                     1,
+                     GDN_DTYPE_NOT_SET,
+                     0,
+                     0,
+                     0};
     x[SCRATCH] = scratch;
     for (int i = 0; i < NUM_ARRAYS; i++) {
         x[i].bytes = *x[i].data == NULL ? 0 : span(&x[i]);
@@ -372,8 +512,8 @@ static void draw_index_values(input *b, fuzz_case *c) {
         const ptrdiff_t rest = p->seq_len - end;
         set_index(&c->arrays[CU_SEQLENS], i, 0, end);
         if (p->cu_seqlens.data != NULL && rest > 0) end += rest < 255 ? input_below(b, (int)rest + 1) : 1;
-        set_index(&c->arrays[READS], i, 0, i);
-        set_index(&c->arrays[WRITES], i, 0, n - 1 - i < i ? i : i + n);
+        set_index(&c->arrays[READS], i, 0, i * (steps > 0 ? steps : 1));
+        set_index(&c->arrays[WRITES], i, 0, steps > 0 ? i * steps : n - 1 - i < i ? i : i + n);
         set_index(&c->arrays[ROWS], i, 0, n - 1 - i);
         set_index(&c->arrays[ACCEPTED], i, 0, 1 + i % (steps > 0 ? steps : 1));
         for (ptrdiff_t j = 0; j < steps; j++) set_index(&c->arrays[STEP_SLOTS], i, j, i * steps + j);
@@ -420,36 +560,41 @@ static void open_elements(fuzz_case *c, int which) {
                 memset(&m->open[element_at(x, i0, i1, i2, 0) - m->data], true, (size_t)x->width * x->element);
 }
 
-/* The elements of the arrays that are written, one after the other. */
-static unsigned char *gather_results(const fuzz_case *c, size_t *size) {
-    unsigned char *all = malloc(
-        (size_t)(c->arrays[O].bytes + c->arrays[POOL].bytes + c->arrays[OUTPUTS].bytes + c->arrays[CACHE].bytes) + 1);
+static void close_elements(fuzz_case *c) {
+    for (int i = 0; i < NUM_ARRAYS; i++) memset(c->blocks[i].open, false, c->blocks[i].size);
+}
+
+/* The elements of arrays first to last that are there, one after the other. */
+static unsigned char *gather(const fuzz_case *c, int first, int last) {
+    size_t size = 1;
+    for (int i = first; i <= last; i++) size += (size_t)c->arrays[i].bytes;
+    unsigned char *all = malloc(size), *to = all;
     REQUIRE(all != NULL);
-    *size = 0;
-    for (int i = O; i <= CACHE; i++) {
+    for (int i = first; i <= last; i++) {
         const array *x = &c->arrays[i];
         const size_t bytes = (size_t)x->width * x->element;
         if (*x->data == NULL || x->bytes <= 0) continue;
         for (ptrdiff_t i0 = 0; i0 < x->size[0]; i0++)
             for (ptrdiff_t i1 = 0; i1 < x->size[1]; i1++)
-                for (ptrdiff_t i2 = 0; i2 < x->size[2]; i2++, *size += bytes)
-                    memcpy(all + *size, element_at(x, i0, i1, i2, 0), bytes);
+                for (ptrdiff_t i2 = 0; i2 < x->size[2]; i2++, to += bytes)
+                    memcpy(to, element_at(x, i0, i1, i2, 0), bytes);
     }
     return all;
 }
 
-/* The same bits; any NaN is the same as any other. */
-static void require_same(const fuzz_case *c, const unsigned char *x, const unsigned char *y) {
-    const gdn_dtype dtypes[] = {c->p.o.dtype, c->p.initial_state_source.dtype, c->p.output_state_pool.dtype,
-                                c->p.intermediate_states_buffer.dtype};
+/* They have the bits that they had before; any NaN is the same as any other. Frees `before`. */
+static void require_same(const fuzz_case *c, int first, int last, unsigned char *before) {
+    unsigned char *now = gather(c, first, last);
     size_t at = 0;
-    for (int i = O; i <= CACHE; i++) {
+    for (int i = first; i <= last; i++) {
         const array *a = &c->arrays[i];
         if (*a->data == NULL || a->bytes <= 0) continue;
         const ptrdiff_t count = a->size[0] * a->size[1] * a->size[2] * a->width;
         for (ptrdiff_t j = 0; j < count; j++, at += a->element)
-            REQUIRE(element_same((element)dtypes[i - O], x + at, y + at));
+            REQUIRE(element_same((element)a->dtype, before + at, now + at));
     }
+    free(before);
+    free(now);
 }
 
 static void run_range(const gdn_params *p, ptrdiff_t first, ptrdiff_t last, size_t size) {
@@ -515,16 +660,96 @@ static void check(input *b, fuzz_case *c) {
     REQUIRE(gdn_fused_sigmoid_gating_delta_rule_update(p, &called) == GDN_OK);
     require_error(&called, GDN_OK);
     require_unchanged(c);
-    size_t size, again;
-    unsigned char *whole = gather_results(c, &size);
+    unsigned char *whole = gather(c, O, CACHE);
     restore(c);
     run_partition(b, p);
     require_unchanged(c);
-    unsigned char *parts = gather_results(c, &again);
-    REQUIRE(size == again);
-    require_same(c, whole, parts);
-    free(whole);
-    free(parts);
+    require_same(c, O, CACHE, whole);
+    restore(c);
+    close_elements(c);
+}
+
+/* gdn_prepare() in the same way: all that is asked for at once, then one of it alone. */
+static void check_prepare(input *b, fuzz_case *c) {
+    const gdn_params *p = &c->p;
+    gdn_error error;
+    const double tokens = (double)p->batch_size * fmax(1, (double)p->seq_len);
+    if (tokens * (double)p->num_value_heads * ((double)p->head_k_dim + (double)p->head_v_dim) > MAX_WORK) return;
+    if (gdn_scratch_size(p) > MAX_BYTES * 16) return;
+    save(c);
+    const gdn_status status = gdn_prepare(p, &c->results, &error);
+    require_error(&error, status);
+    /* What suffices for the operator suffices here; 0: the operator refuses the sizes. */
+    const size_t enough = gdn_scratch_size(p);
+    REQUIRE(status != GDN_ERROR_SCRATCH || enough == 0 || (p->scratch != NULL && p->scratch_size < enough));
+    for (int i = SCRATCH; i < NUM_ARRAYS && status == GDN_OK; i++) open_elements(c, i);
+    require_unchanged(c);
+    const int alone = RESULT_G + input_below(b, 6);
+    if (status == GDN_OK && *c->arrays[alone].data != NULL) {
+        unsigned char *together = gather(c, alone, alone);
+        restore(c);
+        close_elements(c);
+        open_elements(c, SCRATCH);
+        open_elements(c, alone);
+        for (int i = RESULT_G; i < NUM_ARRAYS; i++)
+            if (i != alone) *c->arrays[i].data = NULL;
+        REQUIRE(gdn_prepare(p, &c->results, NULL) == GDN_OK);
+        require_unchanged(c);
+        require_same(c, alone, alone, together);
+    }
+    restore(c);
+    close_elements(c);
+}
+
+/* Parameters of any bytes, save that flags are flags and that no array is there. */
+static void check_any_bytes(input *b) {
+    gdn_params p;
+    gdn_prepared results;
+    gdn_error error;
+    const size_t count = (size_t)(b->end - b->at);
+    for (size_t i = 0; i < sizeof p; i++) {
+        const unsigned char byte = count > 0 ? b->at[i % count] : 0;
+        memcpy((unsigned char *)&p + i, &byte, 1);
+    }
+    const void **const arrays[] = {&p.cu_seqlens.data,
+                                   &p.A_log.data,
+                                   &p.a.data,
+                                   &p.dt_bias.data,
+                                   &p.q.data,
+                                   &p.k.data,
+                                   &p.v.data,
+                                   &p.b.data,
+                                   &p.k_read.data,
+                                   &p.erase.data,
+                                   &p.gv.data,
+                                   &p.initial_state_indices.data,
+                                   &p.output_state_indices.data,
+                                   &p.intermediate_state_indices.data,
+                                   &p.retrieve_parent_token.data,
+                                   &p.ssm_state_indices.data,
+                                   &p.num_accepted_tokens.data};
+    for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) *arrays[i] = NULL;
+    p.token_mask.data = NULL;
+    p.o.data = p.initial_state_source.data = p.output_state_pool.data = p.intermediate_states_buffer.data = NULL;
+    p.scratch = NULL;
+    bool *const flags[] = {&p.has_null_slot,    &p.disable_state_update, &p.use_qk_l2norm_in_kernel,
+                           &p.is_kda,           &p.has_lower_bound,      &p.beta_per_column,
+                           &p.allow_neg_eigval, &p.read_before_decay,    &p.homogeneous};
+    for (size_t i = 0; i < sizeof flags / sizeof flags[0]; i++) {
+        unsigned char flag;
+        memcpy(&flag, flags[i], 1);
+        *flags[i] = flag % 2 != 0;
+    }
+    memset(&results, 0, sizeof results);
+    REQUIRE(gdn_num_work_items(&p) >= 0);
+    (void)gdn_scratch_size(&p);
+    require_error(&error, gdn_validate_plan(&p, &error));
+    REQUIRE(gdn_run_work_items(&p, 0, 0, NULL, 0) != GDN_OK);
+    if (p.batch_size <= MAX_SEQS) { /* work grows with the number of sequences */
+        require_error(&error, gdn_validate(&p, &error));
+        require_error(&error, gdn_prepare(&p, &results, &error));
+    }
+    (void)gdn_preset(&p, (gdn_system)(count > 0 ? b->at[0] : 0));
 }
 
 int LLVMFuzzerInitialize(int *argc, char ***argv) {
@@ -537,19 +762,25 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     fuzz_case c;
     memset(&c, 0, sizeof c);
     draw_params(&b, &c.p);
+    draw_extras(&b, &c.p);
     const int scratch = input_byte(&b);
     const int edits = input_below(&b, 6);
     for (int i = 2; i < edits; i++) edit_params(&b, &c.p);
+    if (scratch >= 128) draw_results(&b, c.p.compute, &c.results);
+    for (int i = scratch / 16 % 8; i > 5; i--) edit_extras(&b, &c.p);
+    check_any_bytes(&b);
     const ptrdiff_t n = c.p.cu_seqlens.data != NULL ? c.p.num_seqs : c.p.batch_size;
     if (n > MAX_SEQS) return 0; /* work grows with the number of sequences */
     /* Sizes that are refused must not be asked for. */
     if (c.p.scratch != NULL && c.p.head_k_dim > 0 && c.p.head_k_dim < 4096 && c.p.head_v_dim > 0 &&
         c.p.num_key_heads > 0 && c.p.num_value_heads > 0)
-        c.p.scratch_size = gdn_scratch_size(&c.p) + (size_t)(scratch % 16 == 1 ? -1 : scratch % 16 == 2 ? 8 : 0);
+        c.p.scratch_size = gdn_scratch_size(&c.p) + (scratch % 16 == 2 ? 8 : 0);
+    if (scratch % 16 == 1 && c.p.scratch_size > 0) c.p.scratch_size--;
     list_arrays(&c);
     if (place_arrays(&b, &c)) {
         draw_index_values(&b, &c);
         check(&b, &c);
+        check_prepare(&b, &c);
     }
     free_case(&c);
     return 0;

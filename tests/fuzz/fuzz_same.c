@@ -48,6 +48,28 @@ static void draw_options(input *b, gdn_params *p) {
     for (ptrdiff_t i = 0; i < COUNT(dtypes); i++) *dtypes[i] = draw_dtype(b);
 }
 
+/* What few systems have; the steps and slots of `config` are drawn before. A zero leaves everything as it is. */
+static void draw_extras(input *b, call_config *config) {
+    static const ptrdiff_t intervals[] = {1, 2, 3, 5};
+    gdn_params *p = &config->p;
+    const int kind = input_byte(b);
+    if (kind == 0) return;
+    const int absent = input_byte(b);
+    const bool starts_at_step = config->ssm_state_indices.count > 0 && config->initial_state_indices.count == 0;
+    if (kind % 2) p->k_read.dtype = draw_dtype(b);
+    if (kind / 2 % 2) p->erase.dtype = draw_dtype(b);
+    if (kind / 4 % 2) p->gv.dtype = draw_dtype(b);
+    config->mask = kind / 8 % 2 != 0;
+    p->read_before_decay = kind / 4 % 2 == 0 && kind / 16 % 2 != 0;
+    if (kind / 32 % 2) p->rounding = (unsigned)input_below(b, 16);
+    if (p->initial_state_source.num_states == 0) p->rounding &= ~(unsigned)GDN_ROUND_STATE;
+    if (kind / 64 % 2 && !starts_at_step && config->retrieve_parent_token.count == 0)
+        p->step_interval = INPUT_PICK(b, intervals);
+    config->no_a = absent % 4 == 1;
+    config->no_dt_bias = absent / 4 % 4 == 1;
+    config->no_A_log = p->has_lower_bound && absent / 16 % 4 == 1;
+}
+
 static call *draw_call(input *b) {
     static const int dims[] = {1, 3, 4, 5, 8, 12, 15, 16, 17, 24, 31, 32, 33, 36, 48, 64, 65};
     call_config config = {.name = "drawn"};
@@ -61,7 +83,7 @@ static call *draw_call(input *b) {
     config.index_dtype = input_below(b, 2) ? GDN_I64 : GDN_I32;
 
     int lens[SEQUENCES], reads[SEQUENCES], writes[SEQUENCES], rows[SEQUENCES], slots[SEQUENCES * STEPS];
-    int parents[SEQUENCES * STEPS], accepted[SEQUENCES];
+    int parents[SEQUENCES * STEPS], accepted[SEQUENCES], own[SEQUENCES], last[SEQUENCES];
     const int n = 1 + input_below(b, SEQUENCES);
     const bool varlen = input_below(b, 2) != 0;
     for (int i = 0; i < n; i++) {
@@ -71,6 +93,8 @@ static call *draw_call(input *b) {
         writes[i] = place / 5 % 3 == 1 ? n + i : reads[i];
         rows[i] = place / 15 % 4 == 1 ? -1 : n - 1 - i;
         accepted[i] = 1 + place % STEPS;
+        own[i] = place % 5 == 4 ? -1 : i * STEPS + place % 3; /* of the slots of its steps */
+        last[i] = place % 7 == 6 ? -1 : i * STEPS + place % 4;
         for (int j = 0; j < STEPS; j++) slots[i * STEPS + j] = place / 15 % 7 == j ? -1 : i * STEPS + j;
         for (int j = 0; j < STEPS; j++) parents[i * STEPS + j] = j == 0 ? 0 : input_below(b, j);
     }
@@ -93,7 +117,10 @@ static call *draw_call(input *b) {
     if (states % 4 == 2) config.initial_state_indices = (call_list){n, reads};
     if (states % 4 == 2 && states / 4 % 2) config.output_state_indices = (call_list){n, writes};
     if (states % 4 == 3) config.ssm_state_indices = (call_list){n * STEPS, slots};
+    const bool starts_elsewhere = states % 4 == 3 && states / 4 % 2 == 0 && states / 128 != 0;
     if (states % 4 == 3 && states / 4 % 2) config.num_accepted_tokens = (call_list){n, accepted};
+    if (starts_elsewhere) config.initial_state_indices = (call_list){n, own};
+    if (starts_elsewhere && states / 16 % 2) config.output_state_indices = (call_list){n, last};
     if (states / 8 % 2) {
         p->intermediate_states_buffer.num_rows = n;
         p->intermediate_states_buffer.num_steps = STEPS;
@@ -101,9 +128,10 @@ static call *draw_call(input *b) {
         if (states / 16 % 2) config.intermediate_state_indices = (call_list){n, rows};
         if (states / 32 % 2) config.retrieve_parent_token = (call_list){n * STEPS, parents};
     }
-    /* Steps that start again from a rounded state differ by its rounding. */
+    draw_extras(b, &config);
+    /* Steps that start again from a rounded state differ by its rounding; so does whatever is rounded on the way. */
     const bool read_back = config.retrieve_parent_token.count > 0 && p->intermediate_states_buffer.dtype != GDN_F32;
-    config.tolerance = read_back ? 0x1p-6 : USUAL_TOLERANCE;
+    config.tolerance = read_back || p->rounding != 0 ? 0x1p-6 : USUAL_TOLERANCE;
     return call_new(&config);
 }
 

@@ -11,12 +11,15 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE.parent / "golden"
 CASES = ["seed_varlen_state_4_6_5", "kda_lower_bound", "decode_bf16_state_vk", "verify_tree", "fla_kda_step_slots",
-         "ggml_tiled_vk", "prefill_f16", "linear_gate_tiled_no_beta_write_slots", "l2_mean_plus_eps"]
+         "ggml_tiled_vk", "prefill_f16", "linear_gate_tiled_no_beta_write_slots", "l2_mean_plus_eps",
+         "fla_gdn2", "fla_comba", "fla_gv_channel_decay", "fla_chunk_states", "flashinfer_paged_prefill", "mlx_lm_mask",
+         "sglang_round_state", "vllm_cpu_chunk_round_q"]
 # In the order of the names in fuzz_case.c; the first is case.txt.
 AXES = {"A_log": "HV", "a": "B T HV K", "dt_bias": "HV K", "q": "B T H K", "k": "B T H K", "v": "B T HV V",
         "b": "B T HV V", "cu_seqlens": "N+1", "initial_state": "slots HV X Y", "initial_state_indices": "N",
         "output_state_indices": "N", "intermediate_state_indices": "N", "retrieve_parent_token": "N steps",
-        "ssm_state_indices": "N steps", "num_accepted_tokens": "N"}
+        "ssm_state_indices": "N steps", "num_accepted_tokens": "N",
+        "k_read": "B T H K", "erase": "B T HV K", "gv": "B T HV V", "token_mask": "B T"}
 
 
 def read_npy(path):
@@ -47,7 +50,7 @@ def seed(case):
     options = dict(line.split(None, 1) for line in (folder / "case.txt").read_text().splitlines() if line.strip())
     options = {k: v.strip() for k, v in options.items() if "_rel_err_" not in k and k != "source"}
     group = int(options["HV"]) // int(options["H"])
-    limits = {"B": 2, "T": 3, "H": 1, "HV": min(group, 2), "K": 3, "V": 2, "N": 99, "N+1": 99, "slots": 99, "steps": 99}
+    limits = {"B": 3, "T": 3, "H": 1, "HV": min(group, 2), "K": 3, "V": 2, "N": 99, "N+1": 99, "slots": 99, "steps": 99}
     limits["X"], limits["Y"] = (2, 3) if options.get("state_layout") == "vk" else (3, 2)
     arrays = {}
     for name, axes in AXES.items():
@@ -63,6 +66,8 @@ def seed(case):
         arrays["cu_seqlens"][2] = [struct.pack(code, min(struct.unpack(code, x)[0], most)) for x in items]
     for axis in ("B", "T", "H", "HV", "K", "V"):
         options[axis] = str(min(int(options[axis]), limits[axis]))
+    if "step_interval" in options:
+        options["step_interval"] = "2"
     text = "".join("%s %s\n" % item for item in options.items()).encode()
     files = [(0, text)] + [(1 + list(AXES).index(name), npy(*arrays[name])) for name in arrays]
     return b"".join(struct.pack("<BH", number, len(data)) + data for number, data in files)
