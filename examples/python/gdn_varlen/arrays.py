@@ -10,8 +10,11 @@ import sys
 
 import numpy as np
 
+from .library import BROADCAST
+
 FLOATS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "float64": "f64", "uint16": "bf16"}
 INTEGERS = {"int32": "i32", "int64": "i64"}
+BYTES = ("bool", "uint8")
 
 _SOMEWHERE = np.zeros(1)  # an address for arrays without elements
 
@@ -141,8 +144,8 @@ class View:
         if 0 in self.shape:
             self.address = _SOMEWHERE.ctypes.data
 
-    def plain(self, inner):
-        """Whether the library can address it: the last `inner` axes contiguous, every stride forwards."""
+    def plain(self, inner, least=1):
+        """Whether the library can address it: the last `inner` axes contiguous, every stride at least `least`."""
         if self.contiguous:
             return self.aligned
         expected = 1
@@ -150,13 +153,20 @@ class View:
             if size > 1 and stride != expected:
                 return False
             expected *= size
-        return self.aligned and all(stride > 0 for size, stride in zip(self.shape, self.strides) if size > 1)
+        return self.aligned and all(stride >= least for size, stride in zip(self.shape, self.strides) if size > 1)
 
 
-def readable(x, inner=1):
+def readable(x, inner=1, least=1):
     """A view of an input; of a copy where its strides are beyond the library, as the Triton wrapper does it."""
     view = View(x)
-    return view if view.plain(inner) else View(contiguous(x))
+    return view if view.plain(inner, least) else View(contiguous(x))
+
+
+def broadcastable(x, inner=1):
+    """The same, where a stride of 0, an element that stands for a whole axis, is within the library."""
+    view = readable(x, inner, least=0)
+    view.strides = [BROADCAST if size > 1 and stride == 0 else stride for size, stride in zip(view.shape, view.strides)]
+    return view
 
 
 def writable(x, inner):

@@ -31,7 +31,7 @@ def test_float32(name):
 def test_float64(name):
     case = Case(name)
     case.keys["dtype_intermediate_states"] = "f64"  # states that are read back keep their bits
-    if "initial_state" in case.files:
+    if "initial_state" in case.files and not case.flag("round_state"):  # that is to its dtype
         case.files["initial_state"] = to_float64(case.files["initial_state"])
     positional, options = case.arguments()
     o = fused_sigmoid_gating_delta_rule_update(*positional, **options, compute="f64")
