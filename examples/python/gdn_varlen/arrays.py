@@ -87,10 +87,11 @@ def filled(to, x):
     """`to` with the values of `x`, converted; uint16 stands for bfloat16."""
     if is_torch(to):
         to.copy_(x if is_torch(x) else sys.modules["torch"].from_numpy(_floats(x)))
-    elif to.dtype == np.uint16 and dtype_name(x) not in ("uint16", "bfloat16"):
-        raise ValueError(f"{dtype_name(x)} is not rounded to the bits of bfloat16 here")
+    elif to.dtype == np.uint16 and dtype_name(x) != "uint16":  # to nearest even; a NaN stays one
+        bits = np.asarray(x, np.float32).view(np.uint32)
+        to[...] = np.where(np.isnan(x), bits >> 16 | 0x40, (bits + 0x7FFF + (bits >> 16 & 1)) >> 16)
     elif to.dtype == np.uint16:
-        to[...] = x.view(np.uint16)
+        to[...] = x
     else:
         to[...] = _floats(x)
     return to
@@ -100,6 +101,14 @@ def repeated(x, size, axis):
     """`x` with each of its elements along `axis` several times, side by side, to `size` in all."""
     times = size // x.shape[axis]
     return x.repeat_interleave(times, axis) if is_torch(x) else np.repeat(x, times, axis)
+
+
+def wide(x):
+    """`x` in float32; float64 stays."""
+    if is_torch(x):
+        return x if dtype_name(x) == "float64" else x.float()
+    x = _floats(x)
+    return x if x.dtype == np.float64 else x.astype(np.float32)
 
 
 def _floats(x):
@@ -119,6 +128,11 @@ def dtype_name(x):
 @functools.cache
 def _name(dtype):
     return getattr(dtype, "name", None) or str(dtype).removeprefix("torch.")
+
+
+def dtype_named(dtype):
+    """The name of a dtype of numpy's or torch's, or of its name."""
+    return dtype if isinstance(dtype, str) else np.dtype(dtype).name if isinstance(dtype, type) else _name(dtype)
 
 
 class View:

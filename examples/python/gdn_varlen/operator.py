@@ -244,12 +244,13 @@ def fused_sigmoid_gating_delta_rule_update(
 
     The arguments to retrieve_parent_token are the Triton wrapper's: numpy arrays or CPU torch tensors, used where they
     lie (float32, bfloat16, float16; an uint16 array is the bits of bfloat16), and to read, arrays of other libraries
-    that have DLPack or the buffer protocol. In those that are read, an axis may be broadcast (stride 0). initial_state_source [slots,HV,V,K] is updated in place. `o` is new, of q's
-    kind (numpy's for other libraries) and dtype, and v's shape; rows that no sequence owns are 0. cu_seqlens packs
-    sequences one behind another: q, k, v may then be [tokens, ...] too. In the other inputs and in the pool, axes that
-    lie side by side may be one: a [tokens, HV], dt_bias [HV * K]. A scale of 0 is the default, K^-0.5; without dt_bias
-    the bias is 0, without a, A_log and dt_bias there is no decay, and with lower_bound A_log may be missing: rate 1.
-    ssm_state_indices [N] is one slot for each sequence, read and written.
+    that have DLPack or the buffer protocol. Inputs may be broadcast (stride 0) along batch, tokens and heads.
+    initial_state_source [slots,HV,V,K] is updated in place. `o` is new, of q's kind (numpy's for other libraries) and
+    dtype, and v's shape; rows that no sequence owns are 0. cu_seqlens packs sequences one behind another: q, k, v may
+    then be [tokens, ...] too. In the other inputs and in the pool, axes that lie side by side may be one: a [tokens,
+    HV], dt_bias [HV * K]. A scale of 0 is the default, K^-0.5; without dt_bias the bias is 0, without a, A_log and
+    dt_bias there is no decay, and with lower_bound A_log may be missing: rate 1. ssm_state_indices [N] is one slot for
+    each sequence, read and written.
 
     The others are the fields of gdn_params, described in gdn_varlen.h, by the lower-case names of their values:
 
