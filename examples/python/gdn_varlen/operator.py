@@ -300,6 +300,7 @@ def fused_sigmoid_gating_delta_rule_update(
             for x in (q, k, v, k_read, erase, gv)
         )
         a, b = (_packed(x, 2) if x is not None and x.shape[:2] == v_shape[:-2] else x for x in (a, b))
+        token_mask = token_mask if token_mask is None else token_mask.reshape((1, -1))
     for argument, x in (("q", q), ("v", v)):
         if x is None or len(x.shape) != 4:
             raise GdnError("[batch, token, head, inner] is needed", argument)

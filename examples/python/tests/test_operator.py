@@ -157,11 +157,14 @@ def test_masks():
     mask = more()["token_mask"]
     o = np.full((1, sum(LENGTHS), HV, V), 7, np.float32)
     expected = call(token_mask=mask)
+    pairs = {name: x.reshape((2, 4, *x.shape[2:])) for name, x in inputs().items() if name in "q k v a b".split()}
+    o_pairs, _ = call(**pairs, token_mask=mask.reshape(2, 4))
+    assert same(o_pairs, expected[0])
     for same_mask in (mask[0], mask.astype(np.uint8) * 3, np.repeat(mask, 2, 1)[:, ::2], mask[:, ::-1].copy()[:, ::-1]):
         assert all(map(same, call(token_mask=same_mask), expected))
     call(token_mask=mask, o=o)
     assert (o[~mask] == 7).all() and same(o[mask], expected[0][mask]) and not expected[0][~mask].any()
-    for wrong in (mask[:, 1:], mask.astype(np.int32), mask.astype(np.float32)):
+    for wrong in (mask[:, 1:].copy(), mask.astype(np.int32), mask.astype(np.float32)):
         with pytest.raises(GdnError, match="token_mask"):
             call(token_mask=wrong)
 
