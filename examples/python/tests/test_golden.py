@@ -22,7 +22,8 @@ def test_float32(name):
     # A 16-bit state that is read back makes two right answers differ by its rounding.
     bound = 1e-6 + UNIT[o.dtype]
     assert relative_error(o, case.outputs["o_f64"]) <= bound
-    for written, key in ((positional[9], "final_state"), (options["intermediate_states_buffer"], "intermediate_states")):
+    cache = options["intermediate_states_buffer"]
+    for written, key in ((positional[9], "final_state"), (cache, "intermediate_states")):
         if case.outputs[key] is not None:
             assert relative_error(written, case.outputs[key]) <= 2e-6 + 2 * UNIT[written.dtype], key
 

@@ -74,15 +74,15 @@ def test_the_formula():
 def more():
     """The inputs of few systems."""
     T = sum(LENGTHS)
-    mask = np.arange(T)[None] % 3 != 1
-    return dict(k_read=draw(1, T, H, K, seed=2), erase=draw(1, T, HV, K), gv=-np.abs(draw(1, T, HV, V)), token_mask=mask)
+    arrays = dict(k_read=draw(1, T, H, K, seed=2), erase=draw(1, T, HV, K), gv=-np.abs(draw(1, T, HV, V)))
+    return arrays | dict(token_mask=np.arange(T)[None] % 3 != 1)
 
 
 def recurrence(
     q, k, v, g, beta, state, k_read=None, erase=1.0, gv=None, token_mask=None, read_before_decay=False,
     round_state=lambda S: S,
 ):  # fmt: skip
-    """One sequence of [T, HV, ...] with state [HV, V, K], in float64, by the formulas: (o, [state after each token])."""
+    """One sequence of [T, HV, ...] with state [HV, V, K], in float64, by the formulas: (o, [state after a token])."""
     o, S, states = np.zeros(v.shape), state.astype(np.float64), []
     k_read = (k if k_read is None else k_read) * erase
     for t in range(len(q)):

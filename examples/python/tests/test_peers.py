@@ -111,8 +111,8 @@ SIGNATURES = {
     "dt_bias lower_bound output_intermediate_states track_state track_chunk_idx beta_is_raw chunk_indices "
     "chunk_offsets",
     flashinfer.chunk_gated_delta_rule: "q k v g beta scale initial_state output_final_state cu_seqlens "
-    "use_qk_l2norm_in_kernel output output_state state_checkpoints checkpoint_cu_starts checkpoint_every_n_tokens use_cp "
-    "state_indices _cp_chunk_len backend max_seqlen",
+    "use_qk_l2norm_in_kernel output output_state state_checkpoints checkpoint_cu_starts checkpoint_every_n_tokens "
+    "use_cp state_indices _cp_chunk_len backend max_seqlen",
     flashinfer.chunk_gated_delta_rule2: "q k v g beta w scale initial_state output_final_state cu_seqlens "
     "use_qk_l2norm_in_kernel output output_state",
     flashinfer.gated_delta_rule_decode_paged: "q k v A_log a dt_bias b scale output use_qk_l2norm",
@@ -129,7 +129,10 @@ def test_signature(function):
     assert [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == SIGNATURES[function].split()
 
 
-@pytest.mark.parametrize("module", [fla, vllm, vllm_kimi_k3, sglang, flashinfer, mlx_lm])
+MODULES = [fla, vllm, vllm_kimi_k3, sglang, flashinfer, mlx_lm]
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_everything_takes_compute_and_threads(module):
     for name, function in vars(module).items():
         if not inspect.isfunction(function) or function.__module__ != module.__name__ or name.startswith("_"):
@@ -142,7 +145,7 @@ def test_everything_takes_compute_and_threads(module):
 
 
 def test_what_is_missing_is_in_one_table():
-    sources = "".join(Path(module.__file__).read_text() for module in (fla, vllm, vllm_kimi_k3, sglang, flashinfer, mlx_lm))
+    sources = "".join(Path(module.__file__).read_text() for module in MODULES)
     for name in calls.MISSING:
         assert re.search(rf'refuse\([^)]*\b{name}=|missing\("{name}"\)', sources), name
 
@@ -577,9 +580,11 @@ def test_fla_states_before_chunks():
     halves = {name: value.astype(np.float16) if name in "qk" else value for name, value in arguments.items()}
     _, none, h = fla.chunk_gdn2(
         **{name: value[:, :100].repeat(2, 0) for name, value in halves.items() if name != "beta"},
-        b=np.ones((2, 100, HV, K), np.float32), w=y["v"][:, :100].repeat(2, 0), return_intermediate_states=True, chunk_size=32,
+        b=np.ones((2, 100, HV, K), np.float32), w=y["v"][:, :100].repeat(2, 0), return_intermediate_states=True,
+        chunk_size=32,
     )  # fmt: skip
-    assert none is None and h.shape == (2, 4, HV, K, V) and h.dtype == np.float16 and not h[:, 0].any() and h[:, 1:].any()
+    assert none is None and h.shape == (2, 4, HV, K, V) and h.dtype == np.float16
+    assert not h[:, 0].any() and h[:, 1:].any()
 
 
 def test_sglang_states_before_chunks():
@@ -660,11 +665,15 @@ def test_flashinfer_reads_and_writes_apart():
     raw = dict(q=y["q"], k=y["k"], v=y["v"], cu_seqlens=[0, 6])
     x16 = y["b"].astype(np.float16)
     beta = (1 / (1 + np.exp(-x16.astype(np.float64)))).astype(np.float16).astype(np.float32)
-    o = flashinfer.chunk_gated_delta_rule(**raw, g=y["a"], beta=x16, use_gate_in_kernel=True, beta_is_logit=True, **GATE)
+    o = flashinfer.chunk_gated_delta_rule(
+        **raw, g=y["a"], beta=x16, use_gate_in_kernel=True, beta_is_logit=True, **GATE
+    )
     decay = fla.fused_gdn_gate(y["a"], **GATE)
     assert np.abs(o - flashinfer.chunk_gated_delta_rule(**raw, g=decay, gate_domain="log", beta=beta)).max() < 1e-6
     for changes, name in [
-        (dict(gate_domain="log2"), "gate_domain"), (dict(beta_is_logit=True), "beta"), (dict(A_log=GATE["A_log"]), "A_log"),
+        (dict(gate_domain="log2"), "gate_domain"),
+        (dict(beta_is_logit=True), "beta"),
+        (dict(A_log=GATE["A_log"]), "A_log"),
         (dict(checkpoint_every_n_tokens=64), "state_checkpoints"), (dict(prefix_lens=[0]), "prefix_lens"),
         (dict(output_state_indices=[0]), "output_state_indices"),
         (dict(state_indices=[5], output_state_indices=[0], initial_state=pool, output_state=pool,
@@ -686,8 +695,8 @@ def test_flashinfer_pages():
     for begin, end in [(0, 40), (40, 64), (64, 64), (64, 100)]:
         count = -(-end // size)
         outputs.append(flashinfer.chunk_gated_delta_rule_paged(
-            **{name: value[begin:end] for name, value in arguments.items()}, cu_seqlens=[0, end - begin], page_size=size,
-            state_pool=pool, page_indices=pages[:count], page_indptr=[0, count],
+            **{name: value[begin:end] for name, value in arguments.items()}, cu_seqlens=[0, end - begin],
+            page_size=size, state_pool=pool, page_indices=pages[:count], page_indptr=[0, count],
             last_page_len=[end - (count - 1) * size],
         ))  # fmt: skip
     assert same(np.concatenate(outputs), expected) and same(pool[2], last[0]) and (pool[[4, 6]] == 7).all()
@@ -721,7 +730,7 @@ def test_flashinfer_kda_checkpoints(pool):
     assert same(o, expected) and final is states and same(final, last)
 
     def after(n, tokens):
-        part = {name: value[:, ends[n] : ends[n] + tokens] for name, value in arguments.items() if name in "q k v g beta"}
+        part = {name: arguments[name][:, ends[n] : ends[n] + tokens] for name in "q k v g beta".split()}
         return flashinfer.recurrent_kda(**part, initial_state=start[n : n + 1].copy(), output_final_state=True)[1][0]
 
     if pool:
@@ -779,7 +788,8 @@ def test_post_conv_prep(l2norm):
             expected /= np.sqrt((expected**2).sum(-1, keepdims=True) + 1e-6)
         assert actual.dtype == np.float16 and np.abs(actual - expected).max() <= 2**-11 * np.abs(expected).max()
     assert same(g, fla.fused_gdn_gate(a, **GATE)) and np.abs(beta - 1 / (1 + np.exp(-b))).max() < 1e-6
-    decay = vllm.fused_post_conv_prep(rows, a, b, **GATE, num_k_heads=H, head_k_dim=K, head_v_dim=V, output_g_exp=True)[3]
+    sizes = dict(num_k_heads=H, head_k_dim=K, head_v_dim=V)
+    decay = vllm.fused_post_conv_prep(rows, a, b, **GATE, **sizes, output_g_exp=True)[3]
     assert np.abs(decay - np.exp(g)).max() < 1e-6
 
 
