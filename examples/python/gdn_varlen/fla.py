@@ -6,7 +6,9 @@ Initial states are only read and final states are new, in float32; `o` has v's d
 the same computation here, but that "chunk" rounds q and k (and p) to their dtype after the norm.
 """
 
-from .arrays import dtype_name, dtype_named, known, new, wide
+import numpy as np
+
+from .arrays import dtype_name, dtype_named, filled, integers, known, new, wide
 from .calls import (
     before_chunks,
     in_new_states,
@@ -508,6 +510,75 @@ def naive_kda_lowerbound_gate(
 def naive_kda_gate(g, A_log, dt_bias=None, output_dtype=None, *, compute="f32", num_threads=None):
     """fused_kda_gate without one."""
     return fused_kda_gate(g, A_log, dt_bias, None, output_dtype, compute=compute)
+
+
+def chunk_local_cumsum(
+    g,
+    chunk_size,
+    reverse=False,
+    scale=None,
+    cu_seqlens=None,
+    output_dtype=None,
+    chunk_indices=None,
+    use_graph=False,
+    *,
+    compute="f32",
+    num_threads=None,
+    **kwargs,
+):
+    """Sums of g [B,T,...] over the tokens of a chunk up to each of them (with reverse: from each on), times scale;
+    float32, or output_dtype. Chunks begin with every sequence."""
+    _rest(kwargs, False)
+    g = known(g)
+    dtype = "float64" if compute == "f64" else "float32"
+    x, o = wide(g), new(g, tuple(g.shape), dtype if output_dtype is None else dtype_named(output_dtype))
+    ends = [0, x.shape[1]] if cu_seqlens is None else np.asarray(integers(cu_seqlens)).tolist()
+    chunks = [(n, t, min(t + chunk_size, end)) for n in range(len(x)) for begin, end in zip(ends, ends[1:])
+              for t in range(begin, end, chunk_size)]  # fmt: skip
+    for n, begin, end in chunks:
+        part = np.asarray(x[n, begin:end], dtype)
+        sums = part[::-1].cumsum(0)[::-1] if reverse else part.cumsum(0)
+        filled(o[n, begin:end], sums if scale is None else sums * np.asarray(scale, dtype))
+    return o
+
+
+def gdn_gate_chunk_cumsum(
+    g,
+    A_log,
+    chunk_size,
+    scale=None,
+    dt_bias=None,
+    cu_seqlens=None,
+    chunk_indices=None,
+    output_dtype=None,
+    *,
+    compute="f32",
+    num_threads=None,
+):
+    """chunk_local_cumsum of fused_gdn_gate."""
+    g = fused_gdn_gate(g, A_log, dt_bias, compute=compute)
+    return chunk_local_cumsum(g, chunk_size, False, scale, cu_seqlens, output_dtype, compute=compute)
+
+
+def kda_gate_chunk_cumsum(
+    g,
+    A_log,
+    chunk_size,
+    scale=None,
+    dt_bias=None,
+    cu_seqlens=None,
+    output_dtype=None,
+    chunk_indices=None,
+    lower_bound=None,
+    use_graph=False,
+    *,
+    compute="f32",
+    num_threads=None,
+    **kwargs,
+):
+    """chunk_local_cumsum of fused_kda_gate."""
+    g = fused_kda_gate(g, A_log, dt_bias, lower_bound, compute=compute)
+    return chunk_local_cumsum(g, chunk_size, False, scale, cu_seqlens, output_dtype, compute=compute)
 
 
 def _gate_alone(g, A_log, dt_bias, output_dtype, compute, **options):

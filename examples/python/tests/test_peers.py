@@ -775,6 +775,21 @@ def test_gates_alone():
     assert np.abs(o - p).max() < 1e-6
 
 
+def test_sums_of_chunks():
+    g, ends = draw(1, 10, HV, K), [0, 3, 3, 10]
+    pieces = [slice(0, 3), slice(3, 7), slice(7, 10)]
+    expected = np.concatenate([g[0, piece].cumsum(0) for piece in pieces]) * np.float32(1.5)
+    assert same(fla.chunk_local_cumsum(g, 4, scale=1.5, cu_seqlens=ends)[0], expected)
+    back = np.concatenate([g[0, piece][::-1].cumsum(0)[::-1] for piece in pieces])
+    assert same(fla.chunk_local_cumsum(g, 4, reverse=True, cu_seqlens=ends)[0], back)
+    rows = x["a"].reshape(B, T, HV)
+    gates = fla.fused_gdn_gate(rows, **GATE)
+    sums = fla.gdn_gate_chunk_cumsum(rows, GATE["A_log"], 4, dt_bias=GATE["dt_bias"], output_dtype="float16")
+    assert same(sums, np.concatenate([gates[:, :4].cumsum(1), gates[:, 4:].cumsum(1)], 1).astype(np.float16))
+    kda = fla.kda_gate_chunk_cumsum(g, GATE["A_log"], 16, lower_bound=-5.0)
+    assert same(kda[0], fla.fused_kda_gate(g, GATE["A_log"], lower_bound=-5.0)[0].cumsum(0))
+
+
 @pytest.mark.parametrize("l2norm", [False, True])
 def test_post_conv_prep(l2norm):
     rows = draw(T, 2 * H * K + HV * V + 3).astype(np.float16)[:, :-3]
