@@ -18,7 +18,7 @@ from pathlib import Path
 def _find_header():
     """Beside this file once installed; at the top of the repository in its source tree."""
     here = Path(__file__).resolve().parent
-    for folder in (here, *here.parents[2:3]):
+    for folder in (here, *list(here.parents)[2:3]):  # no slices of parents before Python 3.10
         if (folder / "gdn_varlen.h").is_file():
             return folder / "gdn_varlen.h"
     raise ImportError(f"gdn_varlen.h is neither beside {__file__} nor at the top of its source tree")

@@ -829,6 +829,35 @@ def test_chunks_round_q_and_k_after_the_norm(name):
     assert same(ROUNDED[name](q, k, True)[0], ROUNDED[name](unit.q, unit.k, False)[0])
 
 
+def test_roundings_of_decode_and_of_the_cpu():
+    """beta in SGLang's packed decode and in mlx-lm, not in vLLM's; q after the scale in the chunks of the CPU."""
+    y, pool = tensors(4, 1), draw(6, HV, V, K)
+    mixed, b = np.concatenate([y[name].reshape(4, -1) for name in "qkv"], 1), y["b"].astype(np.float16)
+    for module, rounded in ((sglang, True), (vllm, False)):
+        out, states = np.zeros((4, 1, HV, V), np.float32), pool.copy()
+        module.fused_recurrent_gated_delta_rule_packed_decode(
+            mixed, y["a"][:, 0], b[:, 0], GATE["A_log"], GATE["dt_bias"], 0.3, states, out, np.array([2, 1, 4, 3])
+        )
+        expected, other = [], []
+        for round_beta in (rounded, not rounded):
+            o = operator(**y | dict(b=b), **GATE, scale=0.3, initial_state_source=pool.copy(), round_beta=round_beta,
+                         initial_state_indices=[2, 1, 4, 3])  # fmt: skip
+            (other if expected else expected).append(o)
+        assert same(out, expected[0]) and not same(out, other[0])
+    few = [x[name] for name in "qkva"]
+    o, _ = mlx_lm.gated_delta_update(*few, x["b"].astype(np.float16), **GATE)
+    assert same(o, operator(**x | dict(b=x["b"].astype(np.float16)), **GATE, scale=1, round_beta=True))
+    halves = dict(query=x["q"].astype(np.float16), key=x["k"].astype(np.float16), value=x["v"])
+    arguments = (G, BETA, None, False, None, False, True, None)
+    o, _ = vllm.chunk_gated_delta_rule_cpu(*halves.values(), *arguments)
+    unit = gdn_varlen.prepare(
+        q=halves["query"], k=halves["key"], use_qk_l2norm_in_kernel=True, preset="vllm_cpu_chunk",
+        dtypes=dict(q="float16", k="float16"),
+    )  # fmt: skip
+    p = operator(q=unit.q, k=unit.k, v=x["v"], a=G, b=BETA, scale=1, gate_input="log", beta_input="given")
+    assert same(o, p)
+
+
 def test_kimi_k3():
     N, steps = 3, 2
     y, pool = tensors(1, N * steps), draw(8, HV, V, K)
