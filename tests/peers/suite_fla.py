@@ -20,9 +20,9 @@ def install():
     torch.set_grad_enabled(True)  # for the references; see forward_only()
     testing = importlib.import_module("fla.utils.testing")
     testing.assert_close = importlib.import_module("fla.utils").assert_close = up_to_gradients(testing.assert_close)
-    for name in ("gated_delta_rule", "kda"):
+    for name in ("gated_delta_rule", "kda", "gdn2", "comba"):
         theirs = importlib.import_module(f"fla.ops.{name}")
-        parts = ("chunk", "fused_recurrent", "gate")
+        parts = ("chunk", "fused_recurrent", *(["gate"] if name in ("gated_delta_rule", "kda") else []))
         for module in [theirs, *(importlib.import_module(f"{theirs.__name__}.{part}") for part in parts)]:
             for function, ours in public(fla).items():
                 if hasattr(module, function) and not function.startswith("naive"):

@@ -7,7 +7,7 @@ import types
 
 from plugin import on_the_cpu
 
-INSTALL = ["flashinfer-python==0.7.2.post1"]
+INSTALL = ["flashinfer-python==0.7.4"]
 TESTS = ["test_flashinfer.py"]
 OTHER = {}
 

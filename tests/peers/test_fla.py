@@ -7,12 +7,16 @@ cu_seqlens, and their heads repeated where they know no groups.
 import pytest
 import torch
 import torch.nn.functional as F
+from fla.ops.comba import chunk_comba, fused_recurrent_comba
+from fla.ops.comba.naive import naive_chunk_comba
 from fla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
-from fla.ops.gated_delta_rule.gate import naive_gdn_gate
+from fla.ops.gated_delta_rule.gate import fused_gdn_gate, naive_gdn_gate
 from fla.ops.gated_delta_rule.naive import naive_chunk_gated_delta_rule, naive_recurrent_gated_delta_rule
+from fla.ops.gdn2 import chunk_gdn2, fused_recurrent_gdn2
+from fla.ops.gdn2.naive import naive_chunk_gdn2, naive_recurrent_gdn2
 from fla.ops.kda import chunk_kda, fused_recurrent_kda
 from fla.ops.kda.fused_recurrent import fused_recurrent_kda_fwd
-from fla.ops.kda.gate import naive_kda_gate, naive_kda_lowerbound_gate
+from fla.ops.kda.gate import fused_kda_gate, naive_kda_gate, naive_kda_lowerbound_gate
 from fla.ops.kda.naive import naive_chunk_kda, naive_recurrent_kda
 from fla.utils.testing import assert_close
 
@@ -225,3 +229,127 @@ def test_kda_slots(steps):
     assert same is pool
     assert_close("o", torch.cat(expected, 1).view(o.shape), o, 0.002)
     assert_close("pool", expected_pool, pool, 0.002)
+
+
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("v_first", [False, True])
+def test_kda_states_before_chunks(size, v_first):
+    lengths = [15, 100, 64, 33]
+    q, k, v, beta, g, h0 = inputs(1, sum(lengths), 2, 4, 64, torch.float32, kda=True, sequences=len(lengths))
+    k, expected = normalised(k), []
+    for i, (a, n) in enumerate(starts(lengths)):
+        expected.append(h0[i])
+        for end in range(size, n, size):
+            tensors = (x[:, a : a + end] for x in (q, k, v, beta, g))
+            expected.append(kda_reference(*tensors, h0[i : i + 1])[1][0])
+    turn = (lambda x: x.transpose(-1, -2).contiguous()) if v_first else (lambda x: x)
+    with torch.inference_mode():
+        o, ht, h = chunk_kda(
+            q, k, v, g, beta, initial_state=turn(h0), output_final_state=True, return_intermediate_states=True,
+            state_v_first=v_first, cu_seqlens=torch.tensor([0, *lengths]).cumsum(0), chunk_size=size,
+        )  # fmt: skip
+    assert_close("h", torch.stack(expected)[None], turn(h), 0.002)
+    check(in_parts(kda_reference, lengths, (q, k, v, beta, g), h0), (o, turn(ht)), 0.002)
+
+
+# ---- The gates alone
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [False, True])
+def test_gdn_gate(dtype, bias):
+    torch.manual_seed(0)
+    g, A_log, dt_bias = torch.randn(3, 50, 8).to(dtype), torch.randn(8), torch.randn(8) if bias else None
+    assert_close("g", naive_gdn_gate(g, A_log, dt_bias), fused_gdn_gate(g, A_log, dt_bias), 1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("lower_bound, A", [(None, True), (-5.0, True), (-5.0, False)])
+def test_kda_gate(dtype, bias, lower_bound, A):
+    torch.manual_seed(0)
+    g, dt_bias = torch.randn(3, 50, 8, 60).to(dtype), torch.randn(480) if bias else None
+    A_log = torch.randn(8) if A else None
+    if lower_bound is None:
+        expected = naive_kda_gate(g, A_log, dt_bias)
+    else:
+        expected = naive_kda_lowerbound_gate(g, A_log, dt_bias, lower_bound)
+    assert_close("g", expected, fused_kda_gate(g, A_log, dt_bias, lower_bound=lower_bound), 1e-4)
+
+
+# ---- GDN-2 and Comba
+
+
+def gdn2_inputs(shape, dtype, **options):
+    q, k, v, _, g, h0 = inputs(*shape, dtype, kda=True, **options)
+    return q, k, v, g, torch.rand(*g.shape).sigmoid().to(dtype), torch.rand(*v.shape).sigmoid().to(dtype), h0
+
+
+@pytest.mark.parametrize("shape", [(1, 63, 1, 1, 64), (2, 100, 4, 4, 60)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("l2norm", [False, True])
+@pytest.mark.parametrize("function", [chunk_gdn2, fused_recurrent_gdn2])
+def test_gdn2(function, shape, dtype, l2norm):
+    q, k, v, g, b, w, h0 = gdn2_inputs(shape, dtype)
+    options = dict(initial_state=h0, output_final_state=True)
+    expected = naive_recurrent_gdn2(normalised(q), normalised(k), v, g, b, w, **options)
+    q, k = (q, k) if l2norm else (normalised(q), normalised(k))
+    check(expected, function(q, k, v, g, b, w, use_qk_l2norm_in_kernel=l2norm, **options), BOUND[dtype])
+
+
+@pytest.mark.parametrize("lower_bound", [None, -5.0])
+@pytest.mark.parametrize("function", [chunk_gdn2, fused_recurrent_gdn2])
+def test_gdn2_gate_in_kernel(function, lower_bound):
+    q, k, v, raw, b, w, h0 = gdn2_inputs((2, 128, 4, 4, 64), torch.float32)
+    A_log, dt_bias = torch.randn(4), torch.randn(256)
+    gate = naive_kda_gate if lower_bound is None else naive_kda_lowerbound_gate
+    g = gate(raw, A_log, dt_bias, *([] if lower_bound is None else [lower_bound]))
+    options = dict(initial_state=h0, output_final_state=True)
+    expected = naive_chunk_gdn2(q, normalised(k), v, g, b, w, **options)
+    options |= dict(use_gate_in_kernel=True, A_log=A_log, dt_bias=dt_bias, lower_bound=lower_bound)
+    check(expected, function(q, normalised(k), v, raw, b, w, **options), 0.002)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("function", [chunk_gdn2, fused_recurrent_gdn2])
+def test_gdn2_varlen(function, lengths):
+    q, k, v, g, b, w, h0 = gdn2_inputs((1, sum(lengths), 2, 2, 64), torch.float16, sequences=len(lengths))
+    k, ends = normalised(k), torch.tensor([0, *lengths]).cumsum(0)
+    one = lambda q, k, v, g, b, w, h0: naive_recurrent_gdn2(  # noqa: E731
+        q, k, v, g, b, w, initial_state=h0, output_final_state=True
+    )
+    expected = in_parts(one, lengths, (q, k, v, g, b, w), h0)
+    options = dict(initial_state=h0, output_final_state=True, cu_seqlens=ends)
+    check(expected, function(q, k, v, g, b, w, **options), 0.005)
+
+
+def comba(function, q, k, v, p, g, beta, **options):
+    """chunk_comba has v before p, fused_recurrent_comba p before v."""
+    return function(q, k, *((v, p) if function is chunk_comba else (p, v)), g, beta, **options)
+
+
+@pytest.mark.parametrize("shape", SHORT)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("l2norm", [False, True])
+@pytest.mark.parametrize("function", [chunk_comba, fused_recurrent_comba])
+def test_comba(function, shape, dtype, l2norm):
+    q, k, v, beta, g, h0 = inputs(*shape, dtype)
+    p, HV, options = (torch.rand_like(k) - 0.5) * k, shape[3], dict(initial_state=h0, output_final_state=True)
+    q, k, p = (q, k, p) if l2norm else (normalised(q), normalised(k), normalised(p))
+    unit = (grouped(normalised(x), HV) for x in (q, k, p))
+    q_unit, k_unit, p_unit = unit
+    expected = naive_chunk_comba(q_unit, k_unit, v, p_unit, g, beta, **options)
+    check(expected, comba(function, q, k, v, p, g, beta, use_qk_l2norm_in_kernel=l2norm, **options), BOUND[dtype])
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("function", [chunk_comba, fused_recurrent_comba])
+def test_comba_varlen(function, lengths):
+    q, k, v, beta, g, h0 = inputs(1, sum(lengths), 2, 2, 64, torch.float16, sequences=len(lengths))
+    k, p, ends = normalised(k), normalised(k) * 0.7, torch.tensor([0, *lengths]).cumsum(0)
+    one = lambda q, k, v, p, g, beta, h0: naive_chunk_comba(  # noqa: E731
+        q, k, v, p, g, beta, initial_state=h0, output_final_state=True
+    )
+    expected = in_parts(one, lengths, (q, k, v, p, g, beta), h0)
+    options = dict(initial_state=h0, output_final_state=True, cu_seqlens=ends)
+    check(expected, comba(function, q, k, v, p, g, beta, **options), 0.005)

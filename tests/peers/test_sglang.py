@@ -159,5 +159,39 @@ def test_replay_rings():
     update(x, x.mixed_qkv, False, cache_ring=True)
 
 
-def test_gates_alone():
-    sglang.fused_gdn_gating()
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("function", [sglang.fused_gdn_gating, sglang.fused_gdn_gating_cpu])
+def test_gates_alone(function, dtype, heads):
+    x = fixture(gdn_attention, gdn_attention.ReferenceGDNAttention, GDN[0], heads, DIMS[0], dtype)
+    g, beta = gdn_attention._pure_torch_gdn_gating(x.reference_module, x.a, x.b)
+    actual, actual_beta = function(x.reference_module.A_log, x.a, x.b, x.reference_module.dt_bias)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual[0], g, rtol=1e-5, atol=1e-6)
+    bound = 2**-7 if dtype == torch.bfloat16 else 1e-6  # a rounding to b's dtype
+    torch.testing.assert_close(actual_beta[0].float(), beta.to(dtype).float(), rtol=bound, atol=0)
+
+
+@pytest.mark.parametrize("kda", [False, True])
+@pytest.mark.parametrize("heads", HEADS)
+def test_states_before_chunks(heads, kda):
+    """h is where a call of the tokens before it ends."""
+    kit = kda_attention if kda else gdn_attention
+    kind = kit.ReferenceKDAAttention if kda else kit.ReferenceGDNAttention
+    x = fixture(kit, kind, GDN[0], heads, DIMS[0], torch.float32, tree=(150, 64, 20))
+    q, k, v = x.reference_module.split_qkv(x.mixed_qkv)
+    g = -torch.rand(1, sum(x.case.input_lens), heads[1], *([DIMS[0][0]] if kda else []))
+    function = sglang.chunk_kda if kda else sglang.chunk_gated_delta_rule
+    options = dict(initial_state_indices=x.slots, use_qk_l2norm_in_kernel=True)
+    options |= dict(output_intermediate_states=True) if kda else {}
+    beta, before = x.b[None].sigmoid(), x.pool.clone()
+    *_, h = function(q, k, v, g, beta, initial_state=x.pool, cu_seqlens=x.ends, **options)
+    row = 0
+    for n, length in enumerate(x.case.input_lens):
+        for end in range(0, length, 64):
+            pool, rows = before.clone(), slice(x.ends[n], x.ends[n] + end)
+            options["initial_state_indices"] = x.slots[n : n + 1]
+            function(*(y[:, rows] for y in (q, k, v, g, beta)), initial_state=pool, **options)
+            torch.testing.assert_close(h[0, row], pool[x.slots[n]], rtol=1e-5, atol=1e-5)
+            row += 1
+    assert row == h.shape[1] == 5

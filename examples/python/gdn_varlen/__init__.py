@@ -4,7 +4,7 @@ from gdn_varlen import fused_sigmoid_gating_delta_rule_update
 """
 
 from . import library
-from .operator import GdnError, fused_sigmoid_gating_delta_rule_update, presets
+from .operator import GdnError, Prepared, fused_sigmoid_gating_delta_rule_update, prepare, presets
 
 __version__ = ".".join(map(str, library.VERSION))
-__all__ = ["GdnError", "fused_sigmoid_gating_delta_rule_update", "presets"]
+__all__ = ["GdnError", "Prepared", "fused_sigmoid_gating_delta_rule_update", "prepare", "presets"]

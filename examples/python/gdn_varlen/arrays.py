@@ -10,8 +10,11 @@ import sys
 
 import numpy as np
 
+from .header import BROADCAST
+
 FLOATS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "float64": "f64", "uint16": "bf16"}
 INTEGERS = {"int32": "i32", "int64": "i64"}
+BYTES = ("bool", "uint8")
 
 _SOMEWHERE = np.zeros(1)  # an address for arrays without elements
 
@@ -84,10 +87,11 @@ def filled(to, x):
     """`to` with the values of `x`, converted; uint16 stands for bfloat16."""
     if is_torch(to):
         to.copy_(x if is_torch(x) else sys.modules["torch"].from_numpy(_floats(x)))
-    elif to.dtype == np.uint16 and dtype_name(x) not in ("uint16", "bfloat16"):
-        raise ValueError(f"{dtype_name(x)} is not rounded to the bits of bfloat16 here")
+    elif to.dtype == np.uint16 and dtype_name(x) != "uint16":  # to nearest even; a NaN stays one
+        bits = np.asarray(x, np.float32).view(np.uint32)
+        to[...] = np.where(np.isnan(x), bits >> 16 | 0x40, (bits + 0x7FFF + (bits >> 16 & 1)) >> 16)
     elif to.dtype == np.uint16:
-        to[...] = x.view(np.uint16)
+        to[...] = x
     else:
         to[...] = _floats(x)
     return to
@@ -97,6 +101,14 @@ def repeated(x, size, axis):
     """`x` with each of its elements along `axis` several times, side by side, to `size` in all."""
     times = size // x.shape[axis]
     return x.repeat_interleave(times, axis) if is_torch(x) else np.repeat(x, times, axis)
+
+
+def wide(x):
+    """`x` in float32; float64 stays."""
+    if is_torch(x):
+        return x if dtype_name(x) == "float64" else x.float()
+    x = _floats(x)
+    return x if x.dtype == np.float64 else x.astype(np.float32)
 
 
 def _floats(x):
@@ -116,6 +128,11 @@ def dtype_name(x):
 @functools.cache
 def _name(dtype):
     return getattr(dtype, "name", None) or str(dtype).removeprefix("torch.")
+
+
+def dtype_named(dtype):
+    """The name of a dtype of numpy's or torch's, or of its name."""
+    return dtype if isinstance(dtype, str) else np.dtype(dtype).name if isinstance(dtype, type) else _name(dtype)
 
 
 class View:
@@ -141,8 +158,8 @@ class View:
         if 0 in self.shape:
             self.address = _SOMEWHERE.ctypes.data
 
-    def plain(self, inner):
-        """Whether the library can address it: the last `inner` axes contiguous, every stride forwards."""
+    def plain(self, inner, least=1):
+        """Whether the library can address it: the last `inner` axes contiguous, every stride at least `least`."""
         if self.contiguous:
             return self.aligned
         expected = 1
@@ -150,13 +167,20 @@ class View:
             if size > 1 and stride != expected:
                 return False
             expected *= size
-        return self.aligned and all(stride > 0 for size, stride in zip(self.shape, self.strides) if size > 1)
+        return self.aligned and all(stride >= least for size, stride in zip(self.shape, self.strides) if size > 1)
 
 
-def readable(x, inner=1):
+def readable(x, inner=1, least=1):
     """A view of an input; of a copy where its strides are beyond the library, as the Triton wrapper does it."""
     view = View(x)
-    return view if view.plain(inner) else View(contiguous(x))
+    return view if view.plain(inner, least) else View(contiguous(x))
+
+
+def broadcastable(x, inner=1):
+    """The same, where a stride of 0, an element that stands for a whole axis, is within the library."""
+    view = readable(x, inner, least=0)
+    view.strides = [BROADCAST if size > 1 and stride == 0 else stride for size, stride in zip(view.shape, view.strides)]
+    return view
 
 
 def writable(x, inner):

@@ -5,10 +5,13 @@ the operator. All of them take `compute=` ("f32", or "f64": the oracle, whose ne
 `num_threads=` besides.
 """
 
+import contextlib
+import math
+
 import numpy as np
 
 from .arrays import dtype_name, filled, integers, known, new
-from .operator import GdnError, fused_sigmoid_gating_delta_rule_update
+from .operator import GdnError, fused_sigmoid_gating_delta_rule_update, prepare
 
 
 class NotExpressible(GdnError, NotImplementedError):
@@ -20,39 +23,19 @@ class NotExpressible(GdnError, NotImplementedError):
 
 # What the operator does not do, by the argument or the function that asks for it. To add one of them is to delete its
 # line here, and the name where a module refuses it.
-_GATES = "the gates alone, without the recurrence, are not computed"
 _REPLAY = "the inputs of the steps are not kept for a replay"
-_CHUNK_STATES = "states at the ends of chunks are not kept"
 _CONVOLUTION = "the convolution before the operator is no part of it"
 MISSING = {
-    "gk": "decays per head and per K row are not multiplied: pass one of g and gk, with both in it",
-    "gv": "there is no decay for each column of V",
-    "w": "the channel-wise gates of GDN-2 (a key to read apart from the key to write) are not there",
-    "A_log": "one number for each K row is not there: [HV] is",
     "cp_context": "one sequence is not spread over several processes",
     "head_first": "[batch, head, token, inner] was given up by its owners: transpose",
-    "return_intermediate_states": _CHUNK_STATES,
-    "output_intermediate_states": _CHUNK_STATES,
-    "track_state": _CHUNK_STATES,
-    "state_checkpoints": _CHUNK_STATES,
-    "checkpoint_every_n_tokens": _CHUNK_STATES,
     "cache_ring": _REPLAY,
     "cache_replayssm": _REPLAY,
     "correction_cache": _REPLAY,
     "kg_cache": _REPLAY,
     "gated_delta_rule_replayssm_commit": _REPLAY,
+    "kda_recoverssm_verify": _REPLAY,
     "match_cutedsl_decode": "another kernel's order of operations is not followed",
-    "fused_gdn_gate": _GATES,
-    "fused_kda_gate": _GATES,
-    "naive_gdn_gate": _GATES,
-    "naive_kda_gate": _GATES,
-    "naive_kda_lowerbound_gate": _GATES,
-    "fused_gdn_gating": _GATES,
-    "fused_gdn_gating_cpu": _GATES,
-    "fused_post_conv_prep": "q, k, and the gates alone, without the recurrence, are not computed",
     "fused_gdn_decode_post_conv_mtp_triton": "the norm and the gate behind the operator are no part of it",
-    "compute_g": _GATES,
-    "compute_lower_bound_g": _GATES,
     "fused_kda_decode": _CONVOLUTION,
     "packed_fused_kda_decode": _CONVOLUTION,
 }
@@ -81,18 +64,31 @@ DEFAULTS = dict.fromkeys(
 )
 
 
-def operator(names, *, like=None, **arguments):
-    """The operator. `names` is {its argument: the peer's}, for errors; a new `o` has the kind and dtype of `like`."""
-    arguments = DEFAULTS | arguments
+@contextlib.contextmanager
+def _in_their_words(names):
+    """Errors by the peer's names of the arguments."""
     try:
-        if arguments.get("o") is None and like is not None and arguments["compute"] != "f64":
-            arguments["o"] = new(known(like), tuple(arguments["v"].shape), dtype_name(known(like)))
-        return fused_sigmoid_gating_delta_rule_update(**arguments)
+        yield
     except GdnError as error:
         name = names.get(error.argument, error.argument)
         if name == error.argument:
             raise
         raise GdnError(error.text, name, error.index, error.other, error.status) from None
+
+
+def operator(names, *, like=None, **arguments):
+    """The operator. `names` is {its argument: the peer's}, for errors; a new `o` has the kind and dtype of `like`."""
+    arguments = DEFAULTS | arguments
+    with _in_their_words(names):
+        if arguments.get("o") is None and like is not None and arguments["compute"] != "f64":
+            arguments["o"] = new(known(like), tuple(arguments["v"].shape), dtype_name(known(like)))
+        return fused_sigmoid_gating_delta_rule_update(**arguments)
+
+
+def prepared(names, **arguments):
+    """prepare(), in a peer's words."""
+    with _in_their_words(names):
+        return prepare(**arguments)
 
 
 def in_new_states(names, initial_state, final, *, state_dtype="float32", cu_seqlens=None, **arguments):
@@ -109,9 +105,75 @@ def in_new_states(names, initial_state, final, *, state_dtype="float32", cu_seql
     states = new(q, shape, "float64" if arguments["compute"] == "f64" else state_dtype)
     o = operator(names, output_state_pool=states, **arguments)
     if initial_state is not None:  # a sequence without tokens has written nothing
-        for n in np.flatnonzero(np.diff(_ends(q, cu_seqlens)) == 0):
+        for n in np.flatnonzero(lengths_of(q, cu_seqlens) == 0):
             filled(states[n], initial_state[n])
     return o, states
+
+
+def in_new_states_and_steps(names, initial_state, every, *, prefixes=None, cu_seqlens=None, **arguments):
+    """(o, final states, [the states after each `every` tokens of a sequence]): in_new_states(), whose tokens count from
+    those that `prefixes` says came before them, of each sequence."""
+    lengths = lengths_of(arguments["q"], cu_seqlens)
+    N = len(lengths)
+    before = np.zeros(N, int) if prefixes is None else np.asarray(integers(prefixes))
+    step = math.gcd(every, *before.tolist())
+    slots, row = np.full((N, max(1, lengths.max(initial=0) // step)), -1), N
+    for n, length in enumerate(lengths):
+        after = np.arange(every - before[n] % every, length + 1, every)
+        slots[n, after // step - 1] = range(row, row + len(after))
+        row += len(after)
+    shape = _states_shape(row, **arguments)
+    if initial_state is not None and tuple(initial_state.shape) != (N, *shape[1:]):
+        name = names.get("initial_state_source", "initial_state_source")
+        raise GdnError(f"its shape is {list(initial_state.shape)}, and {[N, *shape[1:]]} is needed", name)
+    states = new(known(arguments["q"]), shape, "float64" if arguments["compute"] == "f64" else "float32")
+    o = operator(
+        names, initial_state_source=initial_state, output_state_pool=states, output_state_indices=np.arange(N),
+        ssm_state_indices=slots, step_interval=step, cu_seqlens=cu_seqlens, **arguments,
+    )  # fmt: skip
+    if initial_state is not None:
+        for n in np.flatnonzero(lengths == 0):  # which have written nothing
+            filled(states[n], initial_state[n])
+    counts = (slots >= 0).sum(1)
+    starts = N + np.cumsum(counts) - counts
+    return o, states[:N], [states[start : start + count] for start, count in zip(starts, counts)]
+
+
+def before_chunks(initial_state, states, size, q, cu_seqlens, dtype):
+    """[chunks, HV, matrix]: the state before each chunk of `size` tokens, of the initial ones (None: zeros) and the
+    states after each, sequence by sequence."""
+    counts = -(-lengths_of(q, cu_seqlens) // size)
+    h, row = new(known(q), (counts.sum(), *states[0].shape[1:]), dtype), 0
+    for n, count in enumerate(counts):
+        if count and initial_state is not None:
+            filled(h[row], initial_state[n])
+        if count > 1:
+            filled(h[row + 1 : row + count], states[n][: count - 1])
+        row += count
+    return h
+
+
+def gathered(names, pool, slots, N):
+    """The states of N sequences, new: zeros where there is no pool, or a slot is negative."""
+    if pool is None:
+        return None
+    slots = np.arange(N) if slots is None else np.asarray(integers(slots))
+    states = new(pool, (N, *pool.shape[1:]), dtype_name(pool))
+    for n, slot in enumerate(slots.tolist()):
+        if slot >= len(pool):
+            name = names.get("initial_state_indices", "initial_state_indices")
+            raise GdnError(f"{slot} is none of the {len(pool)} slots", name, n, status="GDN_ERROR_INDEX")
+        if slot >= 0:
+            filled(states[n], pool[slot])
+    return states
+
+
+def scattered(pool, slots, states, lengths):
+    """`states` of sequences with tokens into their slots of `pool`, but for the negative ones."""
+    slots = range(len(states)) if slots is None else np.asarray(integers(slots)).tolist()
+    for n, slot in enumerate(slots):
+        if slot >= 0 and lengths[n]:
+            filled(pool[slot], states[n])
 
 
 def in_states_of_tokens(names, initial_state, slots, accepted, *, state_dtype, cu_seqlens=None, **arguments):
@@ -134,6 +196,11 @@ def in_states_of_tokens(names, initial_state, slots, accepted, *, state_dtype, c
         **arguments,
     )  # fmt: skip
     return o, states
+
+
+def lengths_of(q, cu_seqlens):
+    """The number of tokens of each sequence."""
+    return np.diff(_ends(q, cu_seqlens))
 
 
 def _states_shape(count, q, v, state_layout, **_):

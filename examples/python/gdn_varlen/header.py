@@ -8,7 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from ctypes import POINTER, Structure, c_bool, c_char_p, c_double, c_int, c_int64, c_size_t, c_ssize_t, c_void_p
+from ctypes import POINTER, Structure, c_bool, c_char_p, c_double, c_int, c_int64, c_size_t, c_ssize_t, c_uint, c_void_p
 from pathlib import Path
 
 
@@ -71,6 +71,10 @@ class Indices(Structure):
     _fields_ = [("data", c_void_p), ("dtype", c_int), ("num_columns", c_ssize_t), ("row_stride", c_ssize_t)]
 
 
+class Mask(Structure):
+    _fields_ = [("data", c_void_p), ("batch_stride", c_ssize_t), ("token_stride", c_ssize_t)]
+
+
 class Params(Structure):
     _fields_ = [
         ("batch_size", c_ssize_t),
@@ -88,6 +92,10 @@ class Params(Structure):
         ("k", Tensor),
         ("v", Tensor),
         ("b", Tensor),
+        ("k_read", Tensor),
+        ("erase", Tensor),
+        ("gv", Tensor),
+        ("token_mask", Mask),
         ("o", Tensor),
         ("initial_state_source", StatePool),
         ("state_layout", c_int),
@@ -98,6 +106,7 @@ class Params(Structure):
         ("has_null_slot", c_bool),
         ("null_slot", c_int64),
         ("disable_state_update", c_bool),
+        ("step_interval", c_ssize_t),
         ("intermediate_states_buffer", StateCache),
         ("intermediate_state_indices", Indices),
         ("retrieve_parent_token", Indices),
@@ -117,6 +126,8 @@ class Params(Structure):
         ("beta_per_column", c_bool),
         ("allow_neg_eigval", c_bool),
         ("head_map", c_int),
+        ("read_before_decay", c_bool),
+        ("rounding", c_uint),
         ("homogeneous", c_bool),
         ("compute", c_int),
         ("isa", c_int),
@@ -125,14 +136,20 @@ class Params(Structure):
     ]
 
 
+class Prepared(Structure):
+    _fields_ = [(name, Tensor) for name in ("g", "decay", "beta", "q", "k", "k_read")]
+
+
 STRUCTURES = {
     "gdn_error": Error,
     "gdn_tensor": Tensor,
     "gdn_output": Tensor,
     "gdn_state_pool": StatePool,
     "gdn_state_cache": StateCache,
+    "gdn_mask": Mask,
     "gdn_indices": Indices,
     "gdn_params": Params,
+    "gdn_prepared": Prepared,
 }
 
 # Enumerations: the prefix of the C names, and the lower-case rest of them in the order of their numbers.
@@ -149,12 +166,22 @@ ENUMERATIONS = {
     "isa": ("GDN_ISA_", ("auto", "plain", "avx2", "avx512", "neon")),
 }
 
+# The bits of `rounding`: the option's name here, the C name, its number.
+ROUNDING = {
+    "round_qk": ("GDN_ROUND_QK", 1),
+    "round_q_scaled": ("GDN_ROUND_SCALED_Q", 2),
+    "round_beta": ("GDN_ROUND_BETA", 4),
+    "round_state": ("GDN_ROUND_STATE", 8),
+}
+BROADCAST = -(1 << (8 * ctypes.sizeof(c_ssize_t) - 1))  # GDN_BROADCAST, a stride
+
 FUNCTIONS = {
     "gdn_validate": (c_int, [POINTER(Params), POINTER(Error)]),
     "gdn_validate_plan": (c_int, [POINTER(Params), POINTER(Error)]),
     "gdn_num_work_items": (c_ssize_t, [POINTER(Params)]),
     "gdn_scratch_size": (c_size_t, [POINTER(Params)]),
     "gdn_run_work_items": (c_int, [POINTER(Params), c_ssize_t, c_ssize_t, c_void_p, c_size_t]),
+    "gdn_prepare": (c_int, [POINTER(Params), POINTER(Prepared), POINTER(Error)]),
     "gdn_preset": (c_int, [POINTER(Params), c_int]),
     "gdn_system_name": (c_char_p, [c_int]),
     "gdn_isa_supported": (c_bool, [c_int]),
@@ -182,6 +209,8 @@ def source():
             facts.append(f"sizeof((({name} *)0)->{field[0]}) == {place.size}")
     for prefix, names in ENUMERATIONS.values():
         facts += [f"{prefix}{name.upper()} == {number}" for number, name in enumerate(names)]
+    facts += [f"{name} == {number}" for name, number in ROUNDING.values()]
+    facts.append(f"GDN_BROADCAST == -{-1 - BROADCAST} - 1")
     lines = ["#define GDN_IMPLEMENTATION", "#include <gdn_varlen.h>"]  # quotes would look in the working directory
     return "\n".join(lines + [f'_Static_assert({fact}, "header.py: {fact}");' for fact in facts]) + "\n"
 

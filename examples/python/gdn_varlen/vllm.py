@@ -3,13 +3,14 @@
 from gdn_varlen.vllm import fused_sigmoid_gating_delta_rule_update, fused_recurrent_gated_delta_rule
 
 Slot 0 is reserved, and a sequence that reads it, or a negative one, is padding: its output rows are 0 here, where vLLM
-leaves them as they were allocated. The CPU operators know no padding.
+leaves them as they were allocated. The CPU operators know no padding. The chunk functions round q and k to their dtype
+after the norm; those of the CPU round q after the scale. gdn_varlen.vllm_kimi_k3 has the functions of that model.
 """
 
 import numpy as np
 
-from .arrays import dtype_name, integers, known
-from .calls import in_new_states, in_states_of_tokens, missing, operator, packed_decode, refuse
+from .arrays import contiguous, dtype_name, integers, known
+from .calls import in_new_states, in_states_of_tokens, missing, operator, packed_decode, prepared, refuse
 from .operator import GdnError
 
 NAMES = {
@@ -22,10 +23,77 @@ NAMES = {
 RAW = NAMES | {"a": "a", "b": "b", "softplus_beta": "beta", "softplus_threshold": "threshold"}
 CPU_CHUNK = {"a": "g", "b": "beta", "q": "query", "k": "key", "v": "value", "initial_state_source": "initial_state"}
 
-fused_gdn_gating_cpu = missing("fused_gdn_gating_cpu")
-fused_kda_gate = missing("fused_kda_gate")
-fused_post_conv_prep = missing("fused_post_conv_prep")
 fused_gdn_decode_post_conv_mtp_triton = missing("fused_gdn_decode_post_conv_mtp_triton")
+
+
+def fused_post_conv_prep(
+    conv_output,
+    a,
+    b,
+    A_log,
+    dt_bias,
+    num_k_heads,
+    head_k_dim,
+    head_v_dim,
+    apply_l2norm=True,
+    output_g_exp=False,
+    *,
+    compute="f32",
+    num_threads=None,
+):
+    """(q, k [L,H,K], v [L,HV,V], g, beta [L,HV]) of conv_output [L, H*K + H*K + HV*V]. q and k are normalised, and of
+    its dtype; g is the log decay, or with output_g_exp its exponential."""
+    conv_output = known(conv_output)
+    (L, width), HV, keys = conv_output.shape, len(A_log), num_k_heads * head_k_dim
+    if width != 2 * keys + HV * head_v_dim:
+        raise GdnError(f"its rows of {width} are not q, k and {HV} heads of {head_v_dim}", "conv_output")
+    q, k = (conv_output[:, i * keys : (i + 1) * keys].reshape((L, num_k_heads, head_k_dim)) for i in range(2))
+    v = contiguous(conv_output[:, 2 * keys :]).reshape((L, HV, head_v_dim))
+    dtype = "float64" if compute == "f64" else dtype_name(conv_output)
+    x = prepared(
+        {"q": "conv_output", "k": "conv_output"}, A_log=A_log, a=a, dt_bias=dt_bias, b=b, q=q, k=k, scale=1,
+        use_qk_l2norm_in_kernel=apply_l2norm, preset="vllm", dtypes=dict(q=dtype, k=dtype), compute=compute,
+    )  # fmt: skip
+    return x.q, x.k, v, x.decay if output_g_exp else x.g, x.beta
+
+
+def fused_kda_gate(
+    g,
+    A,
+    head_k_dim,
+    g_bias=None,
+    beta=1.0,
+    threshold=20.0,
+    lower_bound=None,
+    *,
+    compute="f32",
+    num_threads=None,
+):
+    """The log decay [..., H, head_k_dim] of g [..., H * head_k_dim]."""
+    g = known(g)
+    return prepared(
+        RAW | {"A_log": "A", "a": "g", "dt_bias": "g_bias"}, A_log=A, a=g.reshape((*g.shape[:-1], -1, head_k_dim)),
+        dt_bias=g_bias, softplus_beta=beta, softplus_threshold=threshold, lower_bound=lower_bound, is_kda=True,
+        preset="vllm", compute=compute,
+    ).g  # fmt: skip
+
+
+def fused_olmo_hybrid_gdn_gating(
+    A_log, a, b, dt_bias, allow_neg_eigval=False, beta=1.0, threshold=20.0, *, compute="f32", num_threads=None
+):
+    """(g, beta), both [1, batch, HV] and float32: the log decay and the sigmoid of b, doubled with allow_neg_eigval."""
+    x = prepared(
+        RAW, A_log=A_log, a=a, b=b, dt_bias=dt_bias, allow_neg_eigval=allow_neg_eigval, softplus_beta=beta,
+        softplus_threshold=threshold, preset="vllm", compute=compute,
+    )  # fmt: skip
+    return x.g[None], x.beta[None]
+
+
+def fused_gdn_gating_cpu(A_log, a, b, dt_bias, *, compute="f32", num_threads=None):
+    """(g [1, batch, HV] in float32, beta [1, batch, HV] in b's dtype), which is rounded once here."""
+    dtypes = {} if compute == "f64" else dict(beta=dtype_name(known(b)))
+    x = prepared({}, A_log=A_log, a=a, b=b, dt_bias=dt_bias, preset="vllm_cpu", dtypes=dtypes, compute=compute)
+    return x.g[None], x.beta[None]
 
 
 def _on_pool(names, initial_state, inplace_final_state, ssm_state_indices, num_accepted_tokens=None, **arguments):
@@ -153,8 +221,9 @@ def chunk_gated_delta_rule(
     _one_batch(q, cu_seqlens)
     return in_new_states(
         NAMES | {"o": "core_attn_out"}, initial_state, output_final_state, q=q, k=k, v=v, a=g, b=beta, scale=scale,
-        cu_seqlens=cu_seqlens, use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel, o=core_attn_out, preset="vllm",
-        state_layout="vk", null_slot=-1, gate_input="log", beta_input="given", compute=compute, num_threads=num_threads,
+        cu_seqlens=cu_seqlens, use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel, round_qk=True, o=core_attn_out,
+        preset="vllm", state_layout="vk", null_slot=-1, gate_input="log", beta_input="given", compute=compute,
+        num_threads=num_threads,
     )  # fmt: skip
 
 
@@ -212,8 +281,8 @@ def chunk_kda(
     """(o, final state [N,HV,V,K] or None)."""
     return in_new_states(
         NAMES, initial_state, output_final_state, q=q, k=k, v=v, a=g, b=beta, scale=scale, cu_seqlens=cu_seqlens,
-        use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel, is_kda=True, preset="vllm", state_layout="vk", null_slot=-1,
-        gate_input="log", beta_input="given", compute=compute, num_threads=num_threads,
+        use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel, is_kda=True, round_qk=True, preset="vllm", state_layout="vk",
+        null_slot=-1, gate_input="log", beta_input="given", compute=compute, num_threads=num_threads,
     )  # fmt: skip
 
 
@@ -240,8 +309,8 @@ def chunk_kda_with_fused_gate(
     return in_new_states(
         NAMES | {"a": "raw_g", "dt_bias": "g_bias"}, initial_state, output_final_state, q=q, k=k, v=v, a=raw_g, b=beta,
         A_log=A_log, dt_bias=g_bias, lower_bound=lower_bound, scale=scale, cu_seqlens=cu_seqlens,
-        use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel, is_kda=True, preset="vllm", state_layout="vk", null_slot=-1,
-        beta_input="given", compute=compute, num_threads=num_threads,
+        use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel, is_kda=True, round_qk=True, preset="vllm", state_layout="vk",
+        null_slot=-1, beta_input="given", compute=compute, num_threads=num_threads,
     )  # fmt: skip
 
 
@@ -262,12 +331,12 @@ def chunk_gated_delta_rule_cpu(
     compute="f32",
     num_threads=None,
 ):
-    """(o, initial_state): the pool [slots,HV,K,V] is updated in place. q and k are not rounded after the norm."""
+    """(o, initial_state): the pool [slots,HV,K,V] is updated in place."""
     refuse(head_first=head_first)
     o = operator(
         CPU_CHUNK, q=query, k=key, v=value, a=g, b=beta, initial_state_source=initial_state,
         initial_state_indices=initial_state_indices, cu_seqlens=cu_seqlens, l2norm_eps=eps,
-        use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel, preset="vllm_cpu_chunk",
+        use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel, round_qk=True, round_q_scaled=True, preset="vllm_cpu_chunk",
         compute=compute, num_threads=num_threads,
     )  # fmt: skip
     return o, initial_state

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from gdn_varlen import header
+
 FOLDER = Path(__file__).resolve().parents[3] / "tests" / "golden"
 CASES = sorted(path.parent.name for path in FOLDER.glob("*/case.txt"))
 
@@ -69,6 +71,10 @@ class Case:
             output_state_indices=file("output_state_indices"),
             ssm_state_indices=file("ssm_state_indices"),
             num_accepted_tokens=file("num_accepted_tokens"),
+            step_interval=int(self.keys.get("step_interval", 1)),
+            read_before_decay=self.flag("read_before_decay"),
+            **{name: self.flag(name) for name in header.ROUNDING},
+            **{name: file(name) for name in ("k_read", "erase", "gv", "token_mask")},
         )
 
 

@@ -22,7 +22,8 @@ def test_float32(name):
     # A 16-bit state that is read back makes two right answers differ by its rounding.
     bound = 1e-6 + UNIT[o.dtype]
     assert relative_error(o, case.outputs["o_f64"]) <= bound
-    for written, key in ((positional[9], "final_state"), (options["intermediate_states_buffer"], "intermediate_states")):
+    cache = options["intermediate_states_buffer"]
+    for written, key in ((positional[9], "final_state"), (cache, "intermediate_states")):
         if case.outputs[key] is not None:
             assert relative_error(written, case.outputs[key]) <= 2e-6 + 2 * UNIT[written.dtype], key
 
@@ -31,7 +32,7 @@ def test_float32(name):
 def test_float64(name):
     case = Case(name)
     case.keys["dtype_intermediate_states"] = "f64"  # states that are read back keep their bits
-    if "initial_state" in case.files:
+    if "initial_state" in case.files and not case.flag("round_state"):  # that is to its dtype
         case.files["initial_state"] = to_float64(case.files["initial_state"])
     positional, options = case.arguments()
     o = fused_sigmoid_gating_delta_rule_update(*positional, **options, compute="f64")

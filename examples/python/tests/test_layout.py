@@ -13,6 +13,8 @@ from gdn_varlen import header, library
     ("    gdn_compute compute;", "    int extra;\n    gdn_compute compute;"),
     ("int64_t null_slot;", "int32_t null_slot;"),
     ("GDN_I32, GDN_I64 }", "GDN_I64, GDN_I32 }"),
+    ("GDN_ROUND_BETA = 4", "GDN_ROUND_BETA = 16"),
+    ("#define GDN_BROADCAST PTRDIFF_MIN", "#define GDN_BROADCAST (-1)"),
 ])  # fmt: skip
 def test_a_header_that_disagrees_is_not_built(change, tmp_path, monkeypatch):
     text = header.HEADER.read_text()
@@ -39,6 +41,11 @@ def test_every_field_is_there_in_order(name):
         if declarator.strip()
     ]
     assert fields == [field[0] for field in header.STRUCTURES[name]._fields_]
+
+
+def test_every_rounding_is_there():
+    declared = re.findall(r"(GDN_\w+) = (\d+)", declaration("enum", "gdn_rounding"))
+    assert [(name, int(number)) for name, number in declared] == list(header.ROUNDING.values())
 
 
 @pytest.mark.parametrize("name", header.ENUMERATIONS)

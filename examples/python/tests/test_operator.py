@@ -71,6 +71,187 @@ def test_the_formula():
     assert o.item() == 0.25 * 2 * (3 * 0.5)  # scale * (q . k) * (beta * v)
 
 
+def more():
+    """The inputs of few systems."""
+    T = sum(LENGTHS)
+    arrays = dict(k_read=draw(1, T, H, K, seed=2), erase=draw(1, T, HV, K), gv=-np.abs(draw(1, T, HV, V)))
+    return arrays | dict(token_mask=np.arange(T)[None] % 3 != 1)
+
+
+def recurrence(
+    q, k, v, g, beta, state, k_read=None, erase=1.0, gv=None, token_mask=None, read_before_decay=False,
+    round_state=lambda S: S,
+):  # fmt: skip
+    """One sequence of [T, HV, ...] with state [HV, V, K], in float64, by the formulas: (o, [state after a token])."""
+    o, S, states = np.zeros(v.shape), state.astype(np.float64), []
+    k_read = (k if k_read is None else k_read) * erase
+    for t in range(len(q)):
+        decayed = S * np.exp(g[t])[:, None, None] * (1 if gv is None else np.exp(gv[t])[..., None])
+        read = ((S if read_before_decay else decayed) * k_read[t][:, None]).sum(-1)
+        new = decayed + (beta[t][:, None] * (v[t] - read))[..., None] * k[t][:, None]
+        if token_mask is None or token_mask[t]:
+            S, o[t] = round_state(new), (new * q[t][:, None]).sum(-1)
+        states.append(S)
+    return o, states
+
+
+OPTIONS = {
+    "k_read": dict(k_read=0),
+    "erase": dict(erase=0),
+    "both": dict(k_read=0, erase=0),
+    "gv": dict(gv=0),
+    "token_mask": dict(token_mask=0),
+    "read_before_decay": dict(read_before_decay=True),
+    "all but the last": dict(k_read=0, erase=0, gv=0, token_mask=0),
+    "round_state": dict(round_state=True),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+@pytest.mark.parametrize("compute", ["f32", "f64"])
+def test_options_by_their_formulas(options, compute):
+    options = {name: more().get(name, value) for name, value in options.items()}
+    half = "round_state" in options
+    arguments, T = inputs(), sum(LENGTHS)
+    g, beta = -np.abs(arguments["a"]), 1 / (1 + np.exp(-arguments["b"]))
+    pool = arguments["initial_state_source"]
+    pool = pool.astype(np.float16 if half else np.float64 if compute == "f64" else np.float32)
+    before, cache = pool.astype(np.float64), np.zeros((3, 2, HV, V, K), pool.dtype)
+    o, _ = call(
+        **options, a=g, b=beta, gate_input="log", beta_input="given", initial_state_source=pool, compute=compute,
+        use_qk_l2norm_in_kernel=False, intermediate_states_buffer=cache, step_interval=2, scale=1,
+    )  # fmt: skip
+    bound = dict(rtol=0, atol=1e-12 if compute == "f64" else 1e-4)
+    if half:
+        options["round_state"] = lambda S: S.astype(np.float16).astype(np.float64)
+        bound["atol"] = 1e-12 if compute == "f64" else 0.02
+    wide = dict(q=arguments["q"], k=arguments["k"], v=arguments["v"], g=g, beta=beta) | options
+    wide = {name: x[0].astype(bool if x.dtype == bool else np.float64) if isinstance(x, np.ndarray) else x
+            for name, x in wide.items()}  # fmt: skip
+    for name in {"q", "k", "k_read"} & set(wide):
+        wide[name] = np.repeat(wide[name], HV // H, 1)
+    for n, (slot, begin, end) in enumerate(zip([3, 1, 0], [0, 3, 3], [3, 3, T])):
+        part = {name: x[begin:end] if isinstance(x, np.ndarray) else x for name, x in wide.items()}
+        expected, states = recurrence(**part, state=before[slot])
+        np.testing.assert_allclose(o[0, begin:end], expected, **bound)
+        np.testing.assert_allclose(pool[slot], (states or [before[slot]])[-1], **bound)
+        for step in range((end - begin) // 2):  # the token that is left over belongs to no step
+            np.testing.assert_allclose(cache[n, step], states[2 * step + 1], **bound)
+
+
+def test_steps_in_slots_and_the_final_state():
+    arguments = dict(initial_state_indices=[4, -1, 5], ssm_state_indices=[[0, -1], [-1, -1], [2, 3]])
+    pool = draw(8, HV, V, K)
+    cache = np.zeros((3, 2, HV, V, K), np.float32)
+    expected, other = call(
+        initial_state_indices=[4, -1, 5], initial_state_source=pool.copy(), intermediate_states_buffer=cache,
+        step_interval=2, output_state_indices=[6, -1, 7],
+    )  # fmt: skip
+    o, states = call(**arguments, initial_state_source=pool, step_interval=2, output_state_indices=[6, -1, 7])
+    assert same(o, expected) and same(states[6:], other[6:]) and same(states[[0, 2, 3]], cache[[0, 2, 2], [0, 0, 1]])
+    assert same(states[[1, 4, 5]], other[[1, 4, 5]])
+
+
+def test_masks():
+    """Bools and bytes, [tokens] and [batch, token]; a row that is masked stays as it was."""
+    mask = more()["token_mask"]
+    o = np.full((1, sum(LENGTHS), HV, V), 7, np.float32)
+    expected = call(token_mask=mask)
+    pairs = {name: x.reshape((2, 4, *x.shape[2:])) for name, x in inputs().items() if name in "q k v a b".split()}
+    o_pairs, _ = call(**pairs, token_mask=mask.reshape(2, 4))
+    assert same(o_pairs, expected[0])
+    for same_mask in (mask[0], mask.astype(np.uint8) * 3, np.repeat(mask, 2, 1)[:, ::2], mask[:, ::-1].copy()[:, ::-1]):
+        assert all(map(same, call(token_mask=same_mask), expected))
+    call(token_mask=mask, o=o)
+    assert (o[~mask] == 7).all() and same(o[mask], expected[0][mask]) and not expected[0][~mask].any()
+    for wrong in (mask[:, 1:].copy(), mask.astype(np.int32), mask.astype(np.float32)):
+        with pytest.raises(GdnError, match="token_mask"):
+            call(token_mask=wrong)
+
+
+def to_bfloat16(x):
+    """Its bits, rounded to nearest even."""
+    bits = x.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def from_bfloat16(x):
+    return (x.astype(np.uint32) << 16).view(np.float32)
+
+
+def test_rounding():
+    """What is rounded inside is what is rounded before."""
+    arguments = inputs()
+    halves = {name: arguments[name].astype(np.float16) for name in ("q", "k", "b")}
+    x = gdn_varlen.prepare(**halves, use_qk_l2norm_in_kernel=True, scale=1)
+    q, k, beta = (y.astype(np.float16).astype(np.float32) for y in (x.q, x.k, x.beta))
+    plain = dict(q=q, k=k, use_qk_l2norm_in_kernel=False)
+    assert same(call(**halves, round_qk=True, o=np.zeros_like(arguments["v"]))[0], call(**plain, b=halves["b"])[0])
+    scaled = (x.q * np.float32(0.3)).astype(np.float16).astype(np.float32)
+    o, _ = call(**halves, round_qk=True, round_q_scaled=True, scale=0.3, o=np.zeros_like(arguments["v"]))
+    np.testing.assert_allclose(o, call(**plain | dict(q=scaled), b=halves["b"], scale=1)[0], rtol=0, atol=1e-4)
+    o, _ = call(b=halves["b"], round_beta=True)
+    assert same(o, call(b=beta, beta_input="given")[0]) and not same(o, call(b=halves["b"])[0])
+    with pytest.raises(GdnError, match="rounding"):
+        call(initial_state_source=None, initial_state_indices=None, round_state=True)
+
+
+# ---- The gates alone
+
+
+@pytest.mark.parametrize("kda", [False, True])
+@pytest.mark.parametrize("lower_bound", [None, -3.0])
+def test_prepared_gates(kda, lower_bound):
+    T, last = sum(LENGTHS), (K,) if kda else ()
+    arguments = dict(A_log=draw(HV), a=draw(1, T, HV, *last), dt_bias=draw(HV, *last), b=draw(1, T, HV))
+    x = gdn_varlen.prepare(**arguments, is_kda=kda, lower_bound=lower_bound)
+    rate = np.exp(arguments["A_log"].astype(np.float64)).reshape(HV, *([1] if kda else []))
+    raw = arguments["a"].astype(np.float64) + arguments["dt_bias"]
+    g = -rate * np.log1p(np.exp(raw)) if lower_bound is None else lower_bound / (1 + np.exp(-rate * raw))
+    np.testing.assert_allclose(x.g, g, rtol=1e-6)
+    np.testing.assert_allclose(x.decay, np.exp(g), rtol=1e-6)
+    np.testing.assert_allclose(x.beta, 1 / (1 + np.exp(-arguments["b"])), rtol=1e-6)
+    assert x.g.dtype == x.beta.dtype == np.float32 and x.g.shape == arguments["a"].shape and x.q is x.k_read is None
+    wide = gdn_varlen.prepare(**arguments, is_kda=kda, lower_bound=lower_bound, compute="f64")
+    assert wide.g.dtype == np.float64 and np.abs(wide.g - g).max() < 1e-13
+
+
+def test_prepared_gates_are_the_operator_s():
+    arguments = inputs()
+    names = ("A_log", "a", "dt_bias", "b", "q", "k")
+    x = gdn_varlen.prepare(**{name: arguments[name] for name in names}, use_qk_l2norm_in_kernel=True, scale=1)
+    expected, state = call(scale=1)
+    given = dict(a=x.decay, b=x.beta, gate_input="decay", beta_input="given", scale=1)
+    assert all(map(same, call(**given), (expected, state)))
+    o, _ = call(**given, q=x.q, k=x.k, use_qk_l2norm_in_kernel=False)
+    assert np.abs(o - expected).max() < 1e-6
+    np.testing.assert_allclose((x.k**2).sum(-1), 1, rtol=1e-5)
+
+
+def test_prepared_shapes_dtypes_and_refusals():
+    b = draw(7, HV)
+    x = gdn_varlen.prepare(b=b, allow_neg_eigval=True, dtypes=dict(beta="float16"))
+    assert x.beta.shape == b.shape and x.beta.dtype == np.float16 and 1 < x.beta.max() < 2 and x.g is None
+    q = draw(2, 3, H, K)
+    keys = gdn_varlen.prepare(q=q, k=q, k_read=-q, use_qk_l2norm_in_kernel=True, dtypes=dict(k="bfloat16"))
+    assert same(keys.k, to_bfloat16(-keys.k_read)) and keys.q.shape == q.shape
+    np.testing.assert_allclose(keys.q * K**0.5, -keys.k_read, rtol=1e-6)
+    assert same(from_bfloat16(keys.k), from_bfloat16(to_bfloat16(-keys.k_read)))
+    decay = gdn_varlen.prepare(a=np.float32([[0.5, 1]]), gate_input="decay")
+    assert decay.g is None and decay.decay.tolist() == [[0.5, 1]]
+    assert gdn_varlen.prepare() == gdn_varlen.Prepared()
+    for argument, arguments in {
+        "A_log": dict(a=b),
+        "b": dict(a=b, A_log=draw(HV), b=b[:3]),
+        "q": dict(q=draw(K)),
+        "a": dict(a=b.astype(np.int32), A_log=draw(HV)),
+        "lower_bound": dict(a=b, A_log=draw(HV), lower_bound=1.0),
+    }.items():
+        with pytest.raises(GdnError) as caught:
+            gdn_varlen.prepare(**arguments)
+        assert caught.value.argument == argument
+
+
 def test_two_pools():
     """States are read in a float16 pool and written to a float32 one, which holds what one float32 pool would."""
     pool = draw(5, HV, V, K).astype(np.float16)
@@ -175,9 +356,38 @@ def test_inputs_that_must_be_copied(change):
     assert same(call(**changed)[0], call()[0])
 
 
-def test_broadcast_inputs():
-    q = np.broadcast_to(draw(1, 1, H, K), (1, sum(LENGTHS), H, K))
-    assert same(call(q=q)[0], call(q=q.copy())[0])
+BROADCAST = [
+    (name, axis) for name in ("q", "k", "v", "a", "b", "k_read", "erase", "gv") for axis in (1, 2)
+] + [("A_log", 0), ("dt_bias", 0), ("token_mask", 1)]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, axis", BROADCAST)
+def test_broadcast_inputs(name, axis, monkeypatch):
+    """One element for all tokens, or all heads: the same bits as its copies, and none is made."""
+    arrays = inputs() | more()
+    shape = list(arrays[name].shape)
+    x = np.broadcast_to(arrays[name].take([0], axis), shape)
+    expected = call(**more() | {name: x.copy()})
+    monkeypatch.setattr(gdn_varlen.arrays, "contiguous", None)
+    assert all(map(same, call(**more() | {name: x}), expected))
+
+
+@pytest.mark.parametrize("name, axis", BROADCAST)
+def test_broadcast_tensors(name, axis, monkeypatch):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    x = (inputs() | more())[name]
+    one, o = x.take([0], axis), np.zeros_like(inputs()["v"])
+    expected = call(**more() | {name: np.broadcast_to(one, x.shape).copy()})
+    monkeypatch.setattr(gdn_varlen.arrays, "contiguous", None)
+    assert all(map(same, call(**more() | {name: torch.from_numpy(one).expand(x.shape)}, o=o), expected))
+
+
+def test_what_cannot_be_broadcast():
+    """Columns are copied; what is written is refused."""
+    v = np.broadcast_to(draw(1, sum(LENGTHS), HV, 1), (1, sum(LENGTHS), HV, V))
+    assert same(call(v=v)[0], call(v=v.copy())[0])
+    with pytest.raises(GdnError, match="initial_state_source"):
+        call(initial_state_source=np.broadcast_to(draw(1, HV, V, K), (5, HV, V, K)))
 
 
 def test_shapes_of_the_gates():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gdn_varlen
-from gdn_varlen import calls, fla, flashinfer, mlx_lm, sglang, vllm
+from gdn_varlen import calls, fla, flashinfer, mlx_lm, sglang, vllm, vllm_kimi_k3
 from gdn_varlen.calls import NotExpressible
 
 B, T, H, HV, K, V = 2, 6, 2, 4, 16, 8
@@ -86,6 +86,38 @@ SIGNATURES = {
     flashinfer.gated_delta_rule_mtp: "q k v initial_state initial_state_indices A_log a dt_bias b scale output "
     "intermediate_states_buffer ssm_state_indices disable_state_update use_qk_l2norm output_state_indices "
     "cache_replayssm replayssm_rawv replayssm_rawk replayssm_g replayssm_beta",
+    fla.fused_recurrent_gdn2: "q k v g b w A_log dt_bias scale initial_state output_final_state "
+    "use_qk_l2norm_in_kernel use_gate_in_kernel lower_bound state_v_first cu_seqlens",
+    fla.chunk_gdn2: "q k v g b w scale initial_state output_final_state use_qk_l2norm_in_kernel use_gate_in_kernel "
+    "cu_seqlens cu_seqlens_cpu safe_gate lower_bound disable_recompute return_intermediate_states state_v_first "
+    "cp_context",
+    fla.fused_recurrent_comba: "q k p v g beta scale initial_state output_final_state use_qk_l2norm_in_kernel "
+    "cu_seqlens",
+    fla.chunk_comba: "q k v p g beta scale initial_state output_final_state use_qk_l2norm_in_kernel cu_seqlens "
+    "cu_seqlens_cpu",
+    fla.naive_recurrent_comba: "q k v p beta g scale initial_state output_final_state",
+    fla.fused_gdn_gate: "g A_log dt_bias output_dtype",
+    fla.fused_kda_gate: "g A_log dt_bias lower_bound output_dtype",
+    vllm.fused_post_conv_prep: "conv_output a b A_log dt_bias num_k_heads head_k_dim head_v_dim apply_l2norm "
+    "output_g_exp",
+    vllm.fused_kda_gate: "g A head_k_dim g_bias beta threshold lower_bound",
+    vllm.fused_gdn_gating_cpu: "A_log a b dt_bias",
+    vllm_kimi_k3.fused_recurrent_kda: "q k v raw_g raw_beta A_log dt_bias lower_bound initial_state cu_seqlens "
+    "ssm_state_indices num_accepted_tokens out fuse_gate uniform_sequence_length",
+    vllm_kimi_k3.fused_recurrent_kda_packed_decode: "mixed_qkv raw_g raw_beta A_log dt_bias lower_bound initial_state "
+    "state_indices scale out",
+    sglang.fused_gdn_gating: "A_log a b dt_bias beta threshold",
+    sglang.chunk_kda: "q k v g beta scale initial_state initial_state_indices use_qk_l2norm_in_kernel cu_seqlens A_log "
+    "dt_bias lower_bound output_intermediate_states track_state track_chunk_idx beta_is_raw chunk_indices "
+    "chunk_offsets",
+    flashinfer.chunk_gated_delta_rule: "q k v g beta scale initial_state output_final_state cu_seqlens "
+    "use_qk_l2norm_in_kernel output output_state state_checkpoints checkpoint_cu_starts checkpoint_every_n_tokens "
+    "use_cp state_indices _cp_chunk_len backend max_seqlen",
+    flashinfer.chunk_gated_delta_rule2: "q k v g beta w scale initial_state output_final_state cu_seqlens "
+    "use_qk_l2norm_in_kernel output output_state",
+    flashinfer.gated_delta_rule_decode_paged: "q k v A_log a dt_bias b scale output use_qk_l2norm",
+    mlx_lm.compute_g: "A_log a dt_bias",
+    mlx_lm.compute_lower_bound_g: "A_log a dt_bias lower_bound",
     mlx_lm.gated_delta_update: "q k v a b A_log dt_bias state mask",
     mlx_lm.gated_delta_kernel: "q k v g beta state mask",
 }
@@ -97,10 +129,15 @@ def test_signature(function):
     assert [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == SIGNATURES[function].split()
 
 
-@pytest.mark.parametrize("module", [fla, vllm, sglang, flashinfer, mlx_lm])
+MODULES = [fla, vllm, vllm_kimi_k3, sglang, flashinfer, mlx_lm]
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_everything_takes_compute_and_threads(module):
     for name, function in vars(module).items():
         if not inspect.isfunction(function) or function.__module__ != module.__name__ or name.startswith("_"):
+            continue
+        if name.endswith("_slots"):  # indices alone
             continue
         parameters = inspect.signature(function).parameters
         assert {"compute", "num_threads"} <= set(parameters), name
@@ -108,7 +145,7 @@ def test_everything_takes_compute_and_threads(module):
 
 
 def test_what_is_missing_is_in_one_table():
-    sources = "".join(Path(module.__file__).read_text() for module in (fla, vllm, sglang, flashinfer, mlx_lm))
+    sources = "".join(Path(module.__file__).read_text() for module in MODULES)
     for name in calls.MISSING:
         assert re.search(rf'refuse\([^)]*\b{name}=|missing\("{name}"\)', sources), name
 
@@ -467,6 +504,402 @@ def test_mlx_lm():
     assert y.dtype == new.dtype == np.float64
 
 
+# ---- Few systems' options
+
+
+def test_fla_decays_of_heads_rows_and_columns():
+    arguments, h0 = dict(q=x["q"], k=x["k"], v=x["v"], beta=BETA, output_final_state=True), draw(B, HV, K, V)
+    gk, gv = -np.exp(draw(B, T, HV, K)), -np.exp(draw(B, T, HV, V))
+    o, ht = fla.fused_recurrent_gated_delta_rule(**arguments, g=G, gk=gk, gv=gv, initial_state=h0, compute="f64")
+    state, expected = h0.astype(np.float64), np.zeros((B, T, HV, V))
+    for t in range(T):
+        q, k = (np.repeat(x[name][:, t].astype(np.float64), HV // H, 1) for name in "qk")
+        state *= np.exp(G[:, t, :, None, None]) * np.exp(gk[:, t, :, :, None]) * np.exp(gv[:, t, :, None])
+        new = BETA[:, t, :, None] * (x["v"][:, t] - np.einsum("bhk,bhkv->bhv", k, state))
+        state += k[..., None] * new[:, :, None]
+        expected[:, t] = np.einsum("bhk,bhkv->bhv", q, state) * K**-0.5
+    assert np.abs(o - expected).max() < 1e-6 and np.abs(ht - state).max() < 1e-6  # g + gk in float32
+    raw, _ = fla.fused_recurrent_gated_delta_rule(**arguments, g=x["a"], gk=gk, use_gate_in_kernel=True, **GATE)
+    alone = fla.fused_gdn_gate(x["a"], GATE["A_log"], GATE["dt_bias"])
+    assert same(raw, fla.fused_recurrent_gated_delta_rule(**arguments, g=alone, gk=gk)[0])
+
+
+def test_gdn2():
+    """With b = w = beta it is KDA; the norm comes before b; FlashInfer's is FLA's."""
+    g, ones = -np.exp(draw(B, T, HV, K)), np.ones((B, T, HV, 1), np.float32)
+    b, w = BETA[..., None] * np.ones(K, np.float32), BETA[..., None] * np.ones(V, np.float32)
+    arguments = dict(q=x["q"], k=x["k"], v=x["v"], g=g, use_qk_l2norm_in_kernel=True, initial_state=draw(B, HV, K, V))
+    for two, one in [(fla.fused_recurrent_gdn2, fla.fused_recurrent_kda), (fla.chunk_gdn2, fla.chunk_kda)]:
+        o, ht = two(**arguments, b=b, w=w, output_final_state=True)
+        expected, h = one(**arguments, beta=BETA, output_final_state=True)
+        assert np.abs(o - expected).max() < 1e-5 and np.abs(ht - h).max() < 1e-5
+    b, w = draw(B, T, HV, K) * ones, draw(B, T, HV, V) * ones
+    o, ht = fla.fused_recurrent_gdn2(**arguments, b=b, w=w, output_final_state=True)
+    rows = {name: value[0] for name, value in (arguments | dict(beta=b, w=w)).items() if isinstance(value, np.ndarray)}
+    rows["initial_state"] = rows["initial_state"][None].swapaxes(2, 3).copy()
+    p, states = flashinfer.chunk_gated_delta_rule2(
+        **rows, use_qk_l2norm_in_kernel=True, cu_seqlens=[0, T], output_final_state=True
+    )
+    assert np.abs(p - o[0]).max() < 1e-5 and np.abs(states[0].swapaxes(1, 2) - ht[0]).max() < 1e-5
+    pool, out = np.zeros((4, HV, V, K), np.float32), np.full((4, HV, V, K), 7, np.float32)
+    pool[2] = rows.pop("initial_state")[0]
+    r, same_out = flashinfer.chunk_gated_delta_rule2(
+        **rows, use_qk_l2norm_in_kernel=True, cu_seqlens=[0, T], output_final_state=True, initial_state=pool,
+        output_state=out, state_indices=[2],
+    )  # fmt: skip
+    assert same(r, p) and same_out is out and same(out[2], states[0]) and (out[[0, 1, 3]] == 7).all()
+
+
+def test_comba():
+    """With p = k and no decay it is the delta rule; the kernels read before the decay, the naive recurrence after."""
+    arguments, p = dict(q=x["q"], k=x["k"], v=x["v"], beta=BETA), draw(B, T, H, K, seed=2) / 4
+    zeros = 0 * G
+    expected, _ = fla.chunk_gated_delta_rule(**arguments, g=zeros)
+    assert np.abs(fla.chunk_comba(**arguments, p=None, g=zeros)[0] - expected).max() < 1e-5
+    before, after = fla.naive_chunk_comba(**arguments, p=p, g=G)[0], fla.naive_recurrent_comba(**arguments, p=p, g=G)[0]
+    assert same(fla.fused_recurrent_comba(**arguments, p=p, g=G)[0], before)
+    assert np.abs(before - after).max() > 1e-3
+    wanted = operator(q=x["q"], k=x["k"], v=x["v"], a=G, b=BETA, k_read=p, read_before_decay=True, preset="fla")
+    assert same(before, wanted)
+
+
+def test_fla_states_before_chunks():
+    T, lengths = 150, [70, 0, 64, 16]
+    y, ends = tensors(1, T), np.cumsum([0, *lengths])
+    g, beta, h0 = -np.exp(draw(1, T, HV, K)), 1 / (1 + np.exp(-y["b"])), draw(4, HV, K, V)
+    arguments = dict(q=y["q"], k=y["k"], v=y["v"], g=g, beta=beta)
+    o, ht, h = fla.chunk_kda(
+        **arguments, initial_state=h0, output_final_state=True, return_intermediate_states=True, cu_seqlens=ends
+    )
+    assert h.shape == (1, 4, HV, K, V) and h.dtype == np.float32
+    plain, final = fla.chunk_kda(**arguments, initial_state=h0, output_final_state=True, cu_seqlens=ends)
+    assert same(o, plain) and same(ht, final) and same(ht[1], h0[1])
+    first = {name: value[:, :64] for name, value in arguments.items()}
+    _, state = fla.chunk_kda(**first, initial_state=h0[:1], output_final_state=True)
+    assert same(h[0], np.stack([h0[0], state[0], h0[2], h0[3]]))
+    halves = {name: value.astype(np.float16) if name in "qk" else value for name, value in arguments.items()}
+    _, none, h = fla.chunk_gdn2(
+        **{name: value[:, :100].repeat(2, 0) for name, value in halves.items() if name != "beta"},
+        b=np.ones((2, 100, HV, K), np.float32), w=y["v"][:, :100].repeat(2, 0), return_intermediate_states=True,
+        chunk_size=32,
+    )  # fmt: skip
+    assert none is None and h.shape == (2, 4, HV, K, V) and h.dtype == np.float16
+    assert not h[:, 0].any() and h[:, 1:].any()
+
+
+def test_sglang_states_before_chunks():
+    lengths, slots = [130, 64], np.array([3, -1])
+    y, ends = tensors(1, sum(lengths)), np.cumsum([0, *lengths])
+    g, beta = -np.exp(y["a"]), 1 / (1 + np.exp(-y["b"]))
+    pool = draw(5, HV, V, K)
+    before, other = pool.copy(), pool.copy()
+    arguments = dict(q=y["q"], k=y["k"], v=y["v"], g=g, beta=beta, cu_seqlens=ends)
+    o, nothing, h = sglang.chunk_gated_delta_rule(**arguments, initial_state=pool, initial_state_indices=slots)
+    expected = sglang.fused_recurrent_gated_delta_rule_update(
+        **arguments, initial_state_source=other, initial_state_indices=slots
+    )
+    assert nothing is None and same(o, expected) and same(pool, other)
+    part = {name: value[:, :64] for name, value in arguments.items() if name != "cu_seqlens"}
+    _, one = sglang.fused_recurrent_gated_delta_rule(**part, initial_state=before[3:4], output_final_state=True)
+    part = {name: value[:, 64:128] for name, value in arguments.items() if name != "cu_seqlens"}
+    _, two = sglang.fused_recurrent_gated_delta_rule(**part, initial_state=one, output_final_state=True)
+    assert h.shape == (1, 4, HV, V, K) and same(h[0, :3], np.stack([before[3], one[0], two[0]])) and not h[0, 3].any()
+    # One state of each sequence.
+    arguments["g"] = np.repeat(g[..., None], K, -1)
+    track = np.full((2, HV, V, K), 7, np.float32)
+    for function in (sglang.chunk_kda, sglang.chunk_kda_cpu):
+        o, all_states = function(
+            **arguments, initial_state=before.copy(), initial_state_indices=slots, output_intermediate_states=True,
+            track_state=track, track_chunk_idx=np.array([2, -1]),
+        )  # fmt: skip
+        assert same(track[0], all_states[0, 2]) and (track[1] == 7).all()
+        assert np.abs(all_states - h).max() < 1e-5
+        alone = function(**arguments, initial_state=before.copy(), initial_state_indices=slots)
+        assert same(alone, o)
+
+
+def test_flashinfer_checkpoints():
+    """After every n tokens, in rows one behind another or of a pool; from absolute positions with prefixes."""
+    lengths, every, prefixes = [130, 64, 30], 64, np.array([0, 5, 100])
+    ends = np.cumsum([0, *lengths])
+    y, start = tensors(sum(lengths)), draw(3, HV, V, K)
+    arguments = dict(q=y["q"], k=y["k"], v=y["v"], g=np.exp(-np.exp(y["a"])), beta=1 / (1 + np.exp(-y["b"])))
+
+    def after(n, tokens):
+        rows = {name: value[ends[n] : ends[n] + tokens] for name, value in arguments.items()}
+        return flashinfer.chunk_gated_delta_rule(
+            **rows, initial_state=start[n : n + 1], output_final_state=True, cu_seqlens=[0, tokens]
+        )[1][0]
+
+    arguments_of_all = arguments | dict(initial_state=start, cu_seqlens=ends, output_final_state=True)
+    expected, last = flashinfer.chunk_gated_delta_rule(**arguments_of_all)
+    rows = np.full((4, HV, V, K), 7, np.float32)
+    o, final = flashinfer.chunk_gated_delta_rule(
+        **arguments_of_all, state_checkpoints=rows, checkpoint_cu_starts=np.array([0, 2, 3, 3]),
+        checkpoint_every_n_tokens=every,
+    )  # fmt: skip
+    assert same(o, expected) and same(final, last)
+    assert same(rows[:3], np.stack([after(0, 64), after(0, 128), after(1, 64)])) and (rows[3] == 7).all()
+    rows[:] = 7
+    o, final = flashinfer.chunk_gated_delta_rule(
+        **arguments_of_all, state_checkpoints=rows, checkpoint_cu_starts=np.array([0, 2, 3]),
+        checkpoint_every_n_tokens=every, checkpoint_state_indices=np.array([3, -1, 0, 2]), prefix_lens=prefixes,
+    )  # fmt: skip
+    assert same(o, expected) and same(final, last)
+    assert same(rows[[3, 0, 2]], np.stack([after(0, 64), after(1, 59), after(2, 28)])) and (rows[1] == 7).all()
+
+
+def test_flashinfer_reads_and_writes_apart():
+    y, pool = tensors(6), draw(5, HV, V, K)
+    before = pool.copy()
+    arguments = dict(q=y["q"], k=y["k"], v=y["v"], g=-np.exp(y["a"]), cu_seqlens=[0, 2, 4, 6], gate_domain="log")
+    start = np.concatenate([0 * pool[:1], before[[4, 4]]])
+    expected, last = flashinfer.chunk_gated_delta_rule(**arguments, initial_state=start, output_final_state=True)
+    o, same_pool = flashinfer.chunk_gated_delta_rule(
+        **arguments, initial_state=pool, output_state=pool, state_indices=np.array([-1, 4, 4]),
+        output_state_indices=np.array([0, 2, -1]), output_final_state=True,
+    )  # fmt: skip
+    assert same_pool is pool and same(o, expected) and same(pool[[0, 2]], last[:2])
+    assert same(pool[[1, 3, 4]], before[[1, 3, 4]])
+    # Gates in the kernel.
+    raw = dict(q=y["q"], k=y["k"], v=y["v"], cu_seqlens=[0, 6])
+    x16 = y["b"].astype(np.float16)
+    beta = (1 / (1 + np.exp(-x16.astype(np.float64)))).astype(np.float16).astype(np.float32)
+    o = flashinfer.chunk_gated_delta_rule(
+        **raw, g=y["a"], beta=x16, use_gate_in_kernel=True, beta_is_logit=True, **GATE
+    )
+    decay = fla.fused_gdn_gate(y["a"], **GATE)
+    assert np.abs(o - flashinfer.chunk_gated_delta_rule(**raw, g=decay, gate_domain="log", beta=beta)).max() < 1e-6
+    for changes, name in [
+        (dict(gate_domain="log2"), "gate_domain"),
+        (dict(beta_is_logit=True), "beta"),
+        (dict(A_log=GATE["A_log"]), "A_log"),
+        (dict(checkpoint_every_n_tokens=64), "state_checkpoints"), (dict(prefix_lens=[0]), "prefix_lens"),
+        (dict(output_state_indices=[0]), "output_state_indices"),
+        (dict(state_indices=[5], output_state_indices=[0], initial_state=pool, output_state=pool,
+              output_final_state=True), "state_indices"),
+    ]:  # fmt: skip
+        with pytest.raises(gdn_varlen.GdnError) as caught:
+            flashinfer.chunk_gated_delta_rule(**raw, **changes)
+        assert caught.value.argument == name
+
+
+def test_flashinfer_pages():
+    """A sequence in two calls, over pages, is the sequence in one."""
+    T, size = 100, 16
+    y, pool = tensors(T), np.full((9, HV, V, K), 7, np.float32)
+    arguments = dict(g=np.exp(-np.exp(y["a"])), beta=1 / (1 + np.exp(-y["b"])), **{name: y[name] for name in "qkv"})
+    expected, last = flashinfer.chunk_gated_delta_rule(**arguments, cu_seqlens=[0, T], output_final_state=True)
+    pages = np.array([3, 8, 1, 0, 5, 7, 2], np.int32)
+    outputs = []
+    for begin, end in [(0, 40), (40, 64), (64, 64), (64, 100)]:
+        count = -(-end // size)
+        outputs.append(flashinfer.chunk_gated_delta_rule_paged(
+            **{name: value[begin:end] for name, value in arguments.items()}, cu_seqlens=[0, end - begin],
+            page_size=size, state_pool=pool, page_indices=pages[:count], page_indptr=[0, count],
+            last_page_len=[end - (count - 1) * size],
+        ))  # fmt: skip
+    assert same(np.concatenate(outputs), expected) and same(pool[2], last[0]) and (pool[[4, 6]] == 7).all()
+    for i in range(6):
+        n = (i + 1) * size
+        _, state = flashinfer.chunk_gated_delta_rule(
+            **{name: value[:n] for name, value in arguments.items()}, cu_seqlens=[0, n], output_final_state=True
+        )
+        assert same(pool[pages[i]], state[0])
+    # A token that opens a page, and one that does not.
+    few, before = tensors(2, 1), pool.copy()
+    table = dict(page_indices=[3, 4, 8], page_indptr=[0, 2, 3], last_page_len=[1, 9])
+    o = flashinfer.gated_delta_rule_decode_paged(**few, **GATE, **table, state_pool=pool)
+    p, state = flashinfer.gated_delta_rule_decode_pretranspose(**few, **GATE, state=before[[3, 8]])
+    assert same(o, p) and same(pool[[4, 8]], state) and same(pool[3], before[3])
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_flashinfer_kda_checkpoints(pool):
+    lengths, every = [70, 32], 32
+    y, ends = tensors(1, sum(lengths)), np.cumsum([0, *lengths])
+    g, beta, start = -np.exp(draw(1, sum(lengths), HV, K)), 1 / (1 + np.exp(-y["b"])), draw(2, HV, V, K)
+    arguments = dict(q=y["q"], k=y["k"], v=y["v"], g=g, beta=beta, cu_seqlens=ends, output_final_state=True)
+    states = start.copy()
+    expected, last = flashinfer.recurrent_kda(**arguments, initial_state=states)
+    rows, states = np.full((6, HV, V, K), 7, np.float32), start.copy()
+    changes = dict(state_checkpoints=rows, checkpoint_cu_starts=[0, 2, 3], checkpoint_state_indices=[5, 0, 2])
+    o, final, kept = flashinfer.recurrent_kda(
+        **arguments, initial_state=states, checkpoint_every_n_tokens=every, **(changes if pool else {})
+    )
+    assert same(o, expected) and final is states and same(final, last)
+
+    def after(n, tokens):
+        part = {name: arguments[name][:, ends[n] : ends[n] + tokens] for name in "q k v g beta".split()}
+        return flashinfer.recurrent_kda(**part, initial_state=start[n : n + 1].copy(), output_final_state=True)[1][0]
+
+    if pool:
+        assert kept is rows and same(rows[[5, 0, 2]], np.stack([after(0, 32), after(0, 64), after(1, 32)]))
+        assert (rows[[1, 3, 4]] == 7).all()
+    else:
+        assert same(kept, np.stack([start[0], after(0, 32), after(0, 64), start[1]]))
+
+
+def test_gates_alone():
+    a, b, half = x["a"][0], x["b"][0], x["b"][0].astype(np.float16)
+    wide = {name: np.asarray(value, np.float64) for name, value in GATE.items()}
+    g = -np.exp(wide["A_log"]) * np.log1p(np.exp(a + wide["dt_bias"]))
+    beta = 1 / (1 + np.exp(-np.asarray(half, np.float64)))
+    rounded = beta.astype(np.float16)
+    close = lambda actual, expected: np.testing.assert_allclose(actual, expected, rtol=1e-6)  # noqa: E731
+    for module in (sglang, vllm):
+        actual, actual_beta = module.fused_gdn_gating_cpu(b=half, a=a, **GATE)
+        assert actual.shape == actual_beta.shape == (1, T, HV) and same(actual_beta[0], rounded)
+        close(actual[0], g)
+    actual, actual_beta = sglang.fused_gdn_gating(GATE["A_log"], a, half, GATE["dt_bias"])
+    assert actual_beta.dtype == np.float32 and same(actual_beta[0], rounded.astype(np.float32))
+    close(actual[0], g)
+    actual, actual_beta = vllm.fused_olmo_hybrid_gdn_gating(GATE["A_log"], a, half, GATE["dt_bias"], True)
+    close(actual_beta[0], 2 * beta)
+    close(fla.fused_gdn_gate(a, **GATE), g)
+    assert fla.fused_gdn_gate(a, **GATE, output_dtype=np.float16).dtype == np.float16
+    close(mlx_lm.compute_g(GATE["A_log"], a, GATE["dt_bias"]), np.exp(g))
+    # KDA, with a lower bound and without; a rate for each K row in mlx-lm.
+    raw, bias, rates = draw(T, HV, K), draw(HV, K), draw(HV, K, seed=1)
+    y = raw + np.asarray(bias, np.float64)
+    soft, rate = np.log1p(np.exp(y)), np.exp(wide["A_log"])[:, None]
+    close(fla.fused_kda_gate(raw, GATE["A_log"], bias.reshape(-1)), -rate * soft)
+    close(fla.naive_kda_lowerbound_gate(raw, None, bias.reshape(-1)), -5 / (1 + np.exp(-y)))
+    bounded = -3 / (1 + np.exp(-rate * y))
+    close(vllm.fused_kda_gate(raw.reshape(T, -1), GATE["A_log"], K, bias.reshape(-1), lower_bound=-3.0), bounded)
+    close(mlx_lm.compute_lower_bound_g(GATE["A_log"][:, None], raw, bias, -3.0), np.exp(bounded))
+    close(mlx_lm.compute_g(rates, raw, bias), np.exp(-np.exp(rates) * soft))
+    few = [x[name] for name in "qkv"] + [np.stack([raw, raw]), x["b"]]
+    o, _ = mlx_lm.gated_delta_update(*few, rates, bias)
+    p, _ = mlx_lm.gated_delta_kernel(*few[:3], mlx_lm.compute_g(rates, few[3], bias), BETA, None)
+    assert np.abs(o - p).max() < 1e-6
+
+
+def test_sums_of_chunks():
+    g, ends = draw(1, 10, HV, K), [0, 3, 3, 10]
+    pieces = [slice(0, 3), slice(3, 7), slice(7, 10)]
+    expected = np.concatenate([g[0, piece].cumsum(0) for piece in pieces]) * np.float32(1.5)
+    assert same(fla.chunk_local_cumsum(g, 4, scale=1.5, cu_seqlens=ends)[0], expected)
+    back = np.concatenate([g[0, piece][::-1].cumsum(0)[::-1] for piece in pieces])
+    assert same(fla.chunk_local_cumsum(g, 4, reverse=True, cu_seqlens=ends)[0], back)
+    rows = x["a"].reshape(B, T, HV)
+    gates = fla.fused_gdn_gate(rows, **GATE)
+    sums = fla.gdn_gate_chunk_cumsum(rows, GATE["A_log"], 4, dt_bias=GATE["dt_bias"], output_dtype="float16")
+    assert same(sums, np.concatenate([gates[:, :4].cumsum(1), gates[:, 4:].cumsum(1)], 1).astype(np.float16))
+    kda = fla.kda_gate_chunk_cumsum(g, GATE["A_log"], 16, lower_bound=-5.0)
+    assert same(kda[0], fla.fused_kda_gate(g, GATE["A_log"], lower_bound=-5.0)[0].cumsum(0))
+
+
+@pytest.mark.parametrize("l2norm", [False, True])
+def test_post_conv_prep(l2norm):
+    rows = draw(T, 2 * H * K + HV * V + 3).astype(np.float16)[:, :-3]
+    a, b = x["a"][0], x["b"][0]
+    q, k, v, g, beta = vllm.fused_post_conv_prep(rows, a, b, **GATE, num_k_heads=H, head_k_dim=K, head_v_dim=V,
+                                                 apply_l2norm=l2norm)  # fmt: skip
+    parts = [rows[:, : H * K], rows[:, H * K : 2 * H * K], rows[:, 2 * H * K :]]
+    for actual, part in zip((q, k, v), parts):
+        expected = part.reshape(actual.shape).astype(np.float64)
+        if l2norm and actual is not v:
+            expected /= np.sqrt((expected**2).sum(-1, keepdims=True) + 1e-6)
+        assert actual.dtype == np.float16 and np.abs(actual - expected).max() <= 2**-11 * np.abs(expected).max()
+    assert same(g, fla.fused_gdn_gate(a, **GATE)) and np.abs(beta - 1 / (1 + np.exp(-b))).max() < 1e-6
+    sizes = dict(num_k_heads=H, head_k_dim=K, head_v_dim=V)
+    decay = vllm.fused_post_conv_prep(rows, a, b, **GATE, **sizes, output_g_exp=True)[3]
+    assert np.abs(decay - np.exp(g)).max() < 1e-6
+
+
+ROUNDED = {
+    "fla.chunk_gated_delta_rule": lambda q, k, o: fla.chunk_gated_delta_rule(
+        q, k, x["v"], G, BETA, use_qk_l2norm_in_kernel=o),
+    "fla.chunk_kda": lambda q, k, o: fla.chunk_kda(
+        q, k, x["v"], np.repeat(G[..., None], K, -1), BETA, use_qk_l2norm_in_kernel=o),
+    "vllm.chunk_gated_delta_rule": lambda q, k, o: vllm.chunk_gated_delta_rule(
+        q, k, x["v"], G, BETA, use_qk_l2norm_in_kernel=o),
+    "sglang.chunk_gated_delta_rule": lambda q, k, o: sglang.chunk_gated_delta_rule(
+        q, k, x["v"], G, BETA, use_qk_l2norm_in_kernel=o),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_chunks_round_q_and_k_after_the_norm(name):
+    q, k = x["q"].astype(np.float16), x["k"].astype(np.float16)
+    unit = gdn_varlen.prepare(
+        q=q, k=k, scale=1, use_qk_l2norm_in_kernel=True, dtypes=dict(q="float16", k="float16")
+    )
+    assert same(ROUNDED[name](q, k, True)[0], ROUNDED[name](unit.q, unit.k, False)[0])
+
+
+def test_roundings_of_decode_and_of_the_cpu():
+    """beta in SGLang's packed decode and in mlx-lm, not in vLLM's; q after the scale in the chunks of the CPU."""
+    y, pool = tensors(4, 1), draw(6, HV, V, K)
+    mixed, b = np.concatenate([y[name].reshape(4, -1) for name in "qkv"], 1), y["b"].astype(np.float16)
+    for module, rounded in ((sglang, True), (vllm, False)):
+        out, states = np.zeros((4, 1, HV, V), np.float32), pool.copy()
+        module.fused_recurrent_gated_delta_rule_packed_decode(
+            mixed, y["a"][:, 0], b[:, 0], GATE["A_log"], GATE["dt_bias"], 0.3, states, out, np.array([2, 1, 4, 3])
+        )
+        expected, other = [], []
+        for round_beta in (rounded, not rounded):
+            o = operator(**y | dict(b=b), **GATE, scale=0.3, initial_state_source=pool.copy(), round_beta=round_beta,
+                         initial_state_indices=[2, 1, 4, 3])  # fmt: skip
+            (other if expected else expected).append(o)
+        assert same(out, expected[0]) and not same(out, other[0])
+    few = [x[name] for name in "qkva"]
+    o, _ = mlx_lm.gated_delta_update(*few, x["b"].astype(np.float16), **GATE)
+    assert same(o, operator(**x | dict(b=x["b"].astype(np.float16)), **GATE, scale=1, round_beta=True))
+    halves = dict(query=x["q"].astype(np.float16), key=x["k"].astype(np.float16), value=x["v"])
+    arguments = (G, BETA, None, False, None, False, True, None)
+    o, _ = vllm.chunk_gated_delta_rule_cpu(*halves.values(), *arguments)
+    unit = gdn_varlen.prepare(
+        q=halves["query"], k=halves["key"], use_qk_l2norm_in_kernel=True, preset="vllm_cpu_chunk",
+        dtypes=dict(q="float16", k="float16"),
+    )  # fmt: skip
+    p = operator(q=unit.q, k=unit.k, v=x["v"], a=G, b=BETA, scale=1, gate_input="log", beta_input="given")
+    assert same(o, p)
+
+
+def test_kimi_k3():
+    N, steps = 3, 2
+    y, pool = tensors(1, N * steps), draw(8, HV, V, K)
+    g, bias, other = draw(1, N * steps, HV, K), draw(HV, K), pool.copy()
+    A_log, slots = GATE["A_log"], np.array([[1, 2], [0, 5], [4, 3]])
+    ends = np.arange(N + 1) * steps
+    q = np.repeat(y["q"], HV // H, 2)
+    arguments = dict(q=q, k=q[:, ::-1], v=y["v"])
+    o, same_pool = vllm_kimi_k3.fused_recurrent_kda(
+        **arguments, raw_g=g, raw_beta=y["b"], A_log=A_log, dt_bias=bias, lower_bound=-5.0, initial_state=pool,
+        cu_seqlens=ends, ssm_state_indices=slots, num_accepted_tokens=[2, 1, 1],
+    )  # fmt: skip
+    assert same_pool is pool and not o[:, 2:4].any() and o[:, 4:].any()
+    gate = vllm_kimi_k3.fused_kda_gate(g.reshape(N * steps, -1), A_log, K, bias, lower_bound=-5.0)[None]
+    beta = gdn_varlen.prepare(b=y["b"]).beta
+    p, _ = vllm_kimi_k3.fused_recurrent_kda_fwd(
+        **arguments, g=gate, beta=beta, initial_state=other, cu_seqlens=ends, ssm_state_indices=slots,
+        num_accepted_tokens=[2, 1, 1],
+    )  # fmt: skip
+    assert np.abs(o - p).max() < 1e-6 and np.abs(pool - other).max() < 1e-6
+    start = draw(N, HV, V, K)
+    o, last = vllm_kimi_k3.chunk_kda_with_fused_gate(
+        **arguments, raw_g=g, raw_beta=y["b"], A_log=A_log, g_bias=bias, initial_state=start, output_final_state=True,
+        cu_seqlens=ends, use_qk_l2norm_in_kernel=True,
+    )  # fmt: skip
+    gate = vllm_kimi_k3.fused_kda_gate(g.reshape(N * steps, -1), A_log, K, bias)[None]
+    p, final = vllm_kimi_k3.chunk_kda(
+        **arguments, g=gate, beta=beta, initial_state=start, output_final_state=True, cu_seqlens=ends,
+        use_qk_l2norm_in_kernel=True,
+    )  # fmt: skip
+    assert np.abs(o - p).max() < 1e-6 and np.abs(last - final).max() < 1e-6
+    rows = np.concatenate([value[0].reshape(N * steps, -1) for value in arguments.values()], 1)
+    pool = draw(8, HV, V, K)
+    one, two, slots = pool.copy(), pool.copy(), np.array([3, 0, 5, 1, 2, 4])
+    o, _ = vllm_kimi_k3.fused_recurrent_kda_packed_decode(rows, g, y["b"], A_log, bias, None, one, slots)
+    p, _ = vllm_kimi_k3.fused_recurrent_kda(
+        **arguments, raw_g=g, raw_beta=y["b"], A_log=A_log, dt_bias=bias, lower_bound=None, initial_state=two,
+        cu_seqlens=np.arange(N * steps + 1), ssm_state_indices=slots,
+    )  # fmt: skip
+    assert same(o, p) and same(one, two) and not o[0, 1].any()
+
+
 # ---- What is refused
 
 
@@ -496,12 +929,11 @@ def test_refused(function, changes, argument):
 
 
 MISSING = [
-    (fla.fused_recurrent_gated_delta_rule, dict(g=G, gv=draw(B, T, HV, V)), "gv"),
-    (fla.fused_recurrent_gated_delta_rule, dict(g=G, gk=draw(B, T, HV, K)), "gk"),
-    (fla.chunk_kda, dict(g=G, beta=BETA, return_intermediate_states=True), "return_intermediate_states"),
-    (fla.fused_kda_gate, dict(), "fused_kda_gate"),
+    (fla.chunk_gated_delta_rule, dict(g=G, beta=BETA, cp_context=object()), "cp_context"),
+    (sglang.chunk_gated_delta_rule, dict(g=G, beta=BETA, head_first=True), "head_first"),
     (flashinfer.recurrent_kda, dict(g=G, beta=BETA, kg_cache=G), "kg_cache"),
-    (flashinfer.chunk_gated_delta_rule2, dict(), "w"),
+    (flashinfer.fused_kda_decode, dict(), "fused_kda_decode"),
+    (vllm.fused_gdn_decode_post_conv_mtp_triton, dict(), "fused_gdn_decode_post_conv_mtp_triton"),
 ]
 
 
