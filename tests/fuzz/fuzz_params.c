@@ -183,6 +183,9 @@ static void draw_extras(input *b, gdn_params *p) {
     if (inputs / 16 % 4 == 1) p->token_mask.data = (const uint8_t *)present;
     p->read_before_decay = inputs / 64 % 4 == 1;
     if (kind % 2) p->step_interval = INPUT_PICK(b, intervals);
+    if (kind / 16 % 2 && p->step_interval > 1) /* no more columns than steps, or hardly */
+        p->ssm_state_indices.num_columns = p->intermediate_states_buffer.num_steps =
+            p->seq_len / p->step_interval + input_below(b, 2);
     if (kind / 2 % 2) p->rounding = (unsigned)input_below(b, 17);
     if (kind / 4 % 2) {
         gdn_tensor *const tensors[] = {&p->a, &p->q, &p->k, &p->v, &p->b, &p->k_read, &p->erase, &p->gv};
@@ -549,16 +552,28 @@ static void require_unchanged(const fuzz_case *c) {
     }
 }
 
-/* Marks the elements of an array, or all of its bytes. */
-static void open_elements(fuzz_case *c, int which) {
+/* Whether any byte of an array's elements may change; `open`: marks them all. */
+static bool any_open(fuzz_case *c, int which, bool open) {
     const array *x = &c->arrays[which];
     const block *m = &c->blocks[x->home];
-    if (*x->data == NULL || x->bytes <= 0) return;
+    bool any = false;
+    if (*x->data == NULL || x->bytes <= 0) return false;
+    const ptrdiff_t bytes = x->width * (ptrdiff_t)x->element;
     for (ptrdiff_t i0 = 0; i0 < x->size[0]; i0++)
         for (ptrdiff_t i1 = 0; i1 < x->size[1]; i1++)
-            for (ptrdiff_t i2 = 0; i2 < x->size[2]; i2++)
-                memset(&m->open[element_at(x, i0, i1, i2, 0) - m->data], true, (size_t)x->width * x->element);
+            for (ptrdiff_t i2 = 0; i2 < x->size[2]; i2++) {
+                bool *const at = &m->open[element_at(x, i0, i1, i2, 0) - m->data];
+                for (ptrdiff_t i = 0; i < bytes; i++) any = any || at[i];
+                if (open) memset(at, true, (size_t)bytes);
+            }
+    return any;
 }
+
+/* Marks what is written; no byte of it is there twice. */
+static void open_elements(fuzz_case *c, int which) { REQUIRE(!any_open(c, which, true)); }
+
+/* Nothing of an array is written. */
+static void require_closed(fuzz_case *c, int which) { REQUIRE(!any_open(c, which, false)); }
 
 static void close_elements(fuzz_case *c) {
     for (int i = 0; i < NUM_ARRAYS; i++) memset(c->blocks[i].open, false, c->blocks[i].size);
@@ -652,11 +667,16 @@ static void check(input *b, fuzz_case *c) {
     const double tokens = (double)p->batch_size * fmax(1, (double)p->seq_len);
     const double state = (double)p->num_value_heads * (double)p->head_k_dim * (double)p->head_v_dim;
     if (tokens * state > MAX_WORK || gdn_scratch_size(p) > MAX_BYTES * 16) return;
+    const bool pool_written = !p->disable_state_update && p->output_state_pool.data == NULL;
     open_elements(c, O);
-    if (!p->disable_state_update && p->output_state_pool.data == NULL) open_elements(c, POOL);
+    if (pool_written) open_elements(c, POOL);
     open_elements(c, OUTPUTS);
     open_elements(c, CACHE);
+    c->arrays[SCRATCH].width = (ptrdiff_t)gdn_scratch_size(p); /* a byte more is nobody's */
     open_elements(c, SCRATCH);
+    for (int i = A_LOG; i < O; i++) require_closed(c, i);
+    if (!pool_written) require_closed(c, POOL);
+    for (int i = CU_SEQLENS; i < SCRATCH; i++) require_closed(c, i);
     REQUIRE(gdn_fused_sigmoid_gating_delta_rule_update(p, &called) == GDN_OK);
     require_error(&called, GDN_OK);
     require_unchanged(c);
@@ -682,15 +702,18 @@ static void check_prepare(input *b, fuzz_case *c) {
     /* What suffices for the operator suffices here; 0: the operator refuses the sizes. */
     const size_t enough = gdn_scratch_size(p);
     REQUIRE(status != GDN_ERROR_SCRATCH || enough == 0 || (p->scratch != NULL && p->scratch_size < enough));
-    for (int i = SCRATCH; i < NUM_ARRAYS && status == GDN_OK; i++) open_elements(c, i);
+    for (int i = RESULT_G; i < NUM_ARRAYS && status == GDN_OK; i++) open_elements(c, i);
+    for (int i = A_LOG; i <= K_READ && status == GDN_OK; i++)
+        if (i != V) require_closed(c, i);
+    if (status == GDN_OK) any_open(c, SCRATCH, true);
     require_unchanged(c);
     const int alone = RESULT_G + input_below(b, 6);
     if (status == GDN_OK && *c->arrays[alone].data != NULL) {
         unsigned char *together = gather(c, alone, alone);
         restore(c);
         close_elements(c);
-        open_elements(c, SCRATCH);
         open_elements(c, alone);
+        any_open(c, SCRATCH, true);
         for (int i = RESULT_G; i < NUM_ARRAYS; i++)
             if (i != alone) *c->arrays[i].data = NULL;
         REQUIRE(gdn_prepare(p, &c->results, NULL) == GDN_OK);
