@@ -125,6 +125,8 @@ forge src/ggml-backend-impl.h 's/enum ggml_status *(\*graph_compute) /void (*for
 # Sources of a version that is not in the table, or of another API, are refused by CMake.
 # refused SED FILE TEXT
 refused() {
+    cp "$ggml/CMakeLists.txt" "$forged"
+    cp "$ggml/src/ggml-backend-impl.h" "$forged/src"
     sed "$1" "$ggml/$2" >"$forged/$2"
     if cmake -S "$here" -B "$forged/refused" -DGGML_SOURCE="$forged" >"$build/forged.log" 2>&1; then
         echo "not refused" >"$build/forged.log"
@@ -133,6 +135,6 @@ refused() {
 }
 refused 's/define GGML_BACKEND_API_VERSION.*/define GGML_BACKEND_API_VERSION 99/' src/ggml-backend-impl.h \
     "$version with backend API 99"
-refused 's/^set(GGML_VERSION_MAJOR .*/set(GGML_VERSION_MAJOR 99)/' CMakeLists.txt "99.* with backend API 99"
+refused 's/^set(GGML_VERSION_MAJOR .*/set(GGML_VERSION_MAJOR 99)/' CMakeLists.txt "99.* with backend API [0-9]"
 if [ $status = 0 ]; then echo OK; else echo FAILED; fi
 exit $status
