@@ -65,6 +65,7 @@ static gdn_params params_of(const struct ggml_tensor *dst) {
     p.b = tensor_of(src[BETA]);
     p.o = gdn_out_f32(dst->data);
     p.is_kda = src[GATE]->ne[0] > 1;
+    if (T >= 16) p.compute = GDN_COMPUTE_F32_CHUNKS; /* fewer do not fill a chunk; snapshots go token by token */
     p.initial_state_source = gdn_pool_of(src[STATE]->data, GDN_F32, N);
     p.output_state_pool = gdn_pool_of(NULL, GDN_F32, N * (T < most ? T : most));
     return p;
