@@ -566,7 +566,8 @@ GDN_API gdn_status gdn_run_work_items(const gdn_params *params, ptrdiff_t first,
                                       size_t scratch_size);
 
 /* What the operator computes of its inputs before the recurrence, in the bits that it uses: those whose data is given,
- * each from its own input, which then must be there; v, erase, gv, token_mask, o, states and indices are not looked at.
+ * each from its own input, which then must be there. Of v, erase, gv, token_mask, o, states and indices only the sizes
+ * are looked at.
  * All tokens of the tensors, on the calling thread; scratch as in the operator. What is written may overlap nothing
  * else. Returns what gdn_validate() does, with the names of the results as "results.g". Thread safety: reentrant. */
 typedef struct gdn_prepared {
@@ -1555,6 +1556,7 @@ static gdn_status gdni_check_sequences(const gdn_params *r, gdn_error *error) {
     for (int i = 0; i < 3; i++)
         if (places[i].numbered && places[i].end < r->num_seqs)
             return gdni_fail_at(error, GDN_ERROR_INDEX, places[i].name, places[i].end, -1);
+    if (r->seq_len == 0) return GDN_OK; /* any number of sequences */
     GDNI_TRY(gdni_check_steps(r, error));
     if (gdni_writes_pool(r)) GDNI_TRY(gdni_check_slots(r, error));
     if (r->intermediate_state_indices.data != NULL) GDNI_TRY(gdni_check_rows(r, error));
@@ -2442,6 +2444,7 @@ gdn_status gdn_run_work_items(const gdn_params *params, ptrdiff_t first, ptrdiff
     r = gdni_resolve(params);
     if (first < 0 || first > last || last > gdn_num_work_items(params)) return GDN_ERROR_RANGE;
     if (scratch == NULL || scratch_size < (size_t)gdni_scratch_bytes(&r)) return GDN_ERROR_SCRATCH;
+    if (r.seq_len == 0) return GDN_OK; /* any number of sequences */
     memory = gdni_fill_in(&r, (float *)gdni_align(scratch));
     switch (r.compute) {
     case GDN_COMPUTE_F32:
@@ -2629,8 +2632,8 @@ gdn_status gdn_prepare(const gdn_params *params, const gdn_prepared *results, gd
     gdni_fail(error, GDN_OK, "");
     if (params == NULL || results == NULL)
         return gdni_fail(error, GDN_ERROR_NULL, params == NULL ? "params" : "results");
+    GDNI_TRY(gdni_check_sizes(params, error)); /* all of them, so that gdn_scratch_size() is an answer */
     r = gdni_inputs_only(params);
-    GDNI_TRY(gdni_check_sizes(&r, error));
     r = gdni_resolve(&r);
     gdni_list_results(&r, results, y);
     GDNI_TRY(gdni_check_prepare(&r, y, error));
@@ -2639,7 +2642,7 @@ gdn_status gdn_prepare(const gdn_params *params, const gdn_prepared *results, gd
     /* What is not asked for may be absent, and is prepared along with the rest. */
     if (r.q.data == NULL) r.q = r.k.data == NULL ? r.k_read : r.k;
     if (r.k.data == NULL) r.k = r.q;
-    gdni_prepare_all(&r, y, gdni_fill_in(&r, (float *)gdni_align(scratch)));
+    if (r.seq_len > 0) gdni_prepare_all(&r, y, gdni_fill_in(&r, (float *)gdni_align(scratch)));
     gdni_free_scratch(&r, scratch);
     return GDN_OK;
 }

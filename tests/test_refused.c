@@ -260,6 +260,14 @@ static void required_pointers(void **state) {
     REFUSED(tree, (p.intermediate_states_buffer.data = NULL, p.intermediate_state_indices.data = NULL), GDN_ERROR_NULL,
             "intermediate_states_buffer");
 
+    /* For one token, too; for none they may be absent, whatever the number of sequences. */
+    REFUSED(fixed_length, (p.seq_len = 1, p.q.data = NULL), GDN_ERROR_NULL, "q");
+    REFUSED(fixed_length, (p.seq_len = 1, p.A_log.data = NULL), GDN_ERROR_NULL, "A_log");
+    REFUSED(fixed_length, (p.seq_len = 1, p.o.data = NULL), GDN_ERROR_NULL, "o");
+    ACCEPTED(fixed_length,
+             (p.seq_len = 0, p.batch_size = (ptrdiff_t)1 << (sizeof(ptrdiff_t) * CHAR_BIT - 8),
+              p.q.data = p.k.data = p.v.data = p.A_log.data = p.a.data = p.dt_bias.data = NULL, p.o.data = NULL));
+
     ACCEPTED(fixed_length, p.b.data = NULL);
     ACCEPTED(fixed_length, p.dt_bias.data = NULL);
     ACCEPTED(fixed_length, p.a.data = p.A_log.data = p.dt_bias.data = NULL);
@@ -1205,10 +1213,15 @@ static void prepared(void **state) {
     PREPARE(results.beta.data = m.scratch, GDN_ERROR_OVERLAP, "scratch");
     PREPARE(p.scratch_size = gdn_scratch_size(&p) - 1, GDN_ERROR_SCRATCH, "scratch");
     PREPARE((p.seq_len = 0, p.batch_size = 1, p.head_k_dim = PTRDIFF_MAX / 4), GDN_ERROR_OVERFLOW, "head_k_dim");
-    /* States and indices are not looked at. */
-    PREPARE((p.cu_seqlens.data = m.o, p.num_seqs = -3, p.initial_state_source.num_states = -1,
-             p.initial_state_source.data = m.o, p.homogeneous = p.has_null_slot = p.disable_state_update = true,
-             p.rounding = GDN_ROUND_STATE, p.step_interval = -1, p.token_mask.data = (const uint8_t *)m.cache),
+    /* One token, or none of any number of sequences. */
+    PREPARE((p.seq_len = 1, p.A_log.data = NULL), GDN_ERROR_NULL, "A_log");
+    PREPARE((p.seq_len = 1, p.q.data = NULL), GDN_ERROR_NULL, "q");
+    PREPARE((p.seq_len = 0, p.batch_size = (ptrdiff_t)1 << (sizeof(ptrdiff_t) * CHAR_BIT - 8)), GDN_OK, "");
+    /* States and indices are not looked at, but for their sizes. */
+    PREPARE(p.num_seqs = -3, GDN_ERROR_SIZE, "num_seqs");
+    PREPARE((p.initial_state_source.num_states = 9, p.initial_state_source.data = m.o,
+             p.homogeneous = p.has_null_slot = p.disable_state_update = true, p.rounding = GDN_ROUND_STATE,
+             p.token_mask.data = (const uint8_t *)m.cache),
             GDN_OK, "");
 }
 

@@ -26,6 +26,7 @@ CC = os.environ.get("CC", "gcc")
 # In the order in which they run: the quickest and those that kill most come first.
 TESTS = [name for name in ("golden", "refused", "presets", "segments", "seed", "computed", "same_bits")
          if (ROOT / "tests" / f"test_{name}.c").exists()]
+IN_CHUNKS = ["computed"]  # these once more, in chunks
 TIME_LIMIT = 120  # seconds for one program; a mutant that never ends is killed
 
 # What becomes what. Operators have blanks around them, as the formatter puts them.
@@ -151,8 +152,10 @@ class Builder:
 
     def killer(self, folder):
         """The first test that fails with this library; None: they all pass."""
-        environment = dict(os.environ, LD_LIBRARY_PATH=str(folder), GDN_TEST_REQUIRE_ISA="plain")
-        for name in TESTS:
+        for name, compute in [(name, "") for name in TESTS] + [(name, "f32_chunks") for name in IN_CHUNKS]:
+            environment = dict(os.environ, LD_LIBRARY_PATH=str(folder), GDN_TEST_REQUIRE_ISA="plain")
+            if compute:
+                environment["GDN_TEST_COMPUTE"] = compute
             try:
                 if subprocess.run([self.folder / name], env=environment, stdout=subprocess.DEVNULL,
                                   stderr=subprocess.DEVNULL, timeout=TIME_LIMIT).returncode != 0:
