@@ -42,6 +42,7 @@ const call_config configs[] = {
     {.name = "tall vk",
      .p = {FIXED(1, 3), HEADS(1, 1, 900, 70), POOL(VK, 1, GDN_F32), .use_qk_l2norm_in_kernel = true},
      .tolerance = 1.5e-6},
+    {.name = "two columns beyond a slice", .p = {FIXED(1, 20), HEADS(1, 1, 16, 34), POOL(KV, 1, GDN_F32)}},
     {.name = "many heads", .p = {FIXED(2, 5), HEADS(16, 48, 8, 8), POOL(VK, 2, GDN_F32)}},
     {.name = "decode",
      .p = {FIXED(5, 1), HEADS(2, 4, 64, 64), POOL(VK, 9, GDN_F32)},
