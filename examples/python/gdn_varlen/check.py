@@ -37,13 +37,14 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 
 import numpy as np
 
-from .operator import presets
+from .operator import prepare, presets
 from .signatures import CALLS, Signature
-from .variations import VARIATIONS, Call, rounded
+from .variations import VARIATIONS, Call, narrowed, rounded, rounded_inputs
 
 UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # largest relative error of one rounding
 LARGEST = {"float32": 3.41e38, "float16": 65520.0, "bfloat16": 3.41e38}  # beyond which it is infinity
 SMALLEST = {"float32": 2.0**-150, "float16": 2.0**-25, "bfloat16": 2.0**-134}  # and the absolute one of tiny numbers
+NEAR = 2.0**-20  # relative; what float32 is off by, before such a rounding, is less
 
 
 # ---- Configurations: each asks one question, and leaves the rest as usual
@@ -62,6 +63,16 @@ QUESTIONS = {
 }
 OPTIONS = {"use_qk_l2norm_in_kernel", "scale", "softplus_beta"}  # asked for only where the kernel has the argument
 DEFAULT_CALL = "sglang.fused_sigmoid_gating_delta_rule_update"
+
+
+def near_ties(name, x, dtype, options):
+    """Of q and k the rows, of b the elements that may be rounded up or down, as the last bits of float32 have it."""
+    names = ("l2norm_form", "l2norm_eps", "use_qk_l2norm_in_kernel", "beta_input")
+    scale = options.get("scale") if options.get("round_q_scaled") else 1
+    y = prepare(**{name: x}, **{name: options[name] for name in names}, scale=scale, compute="f64")
+    y = y.beta if name == "b" else getattr(y, name)
+    near = rounded(y * (1 - NEAR), dtype) != rounded(y * (1 + NEAR), dtype)
+    return near if name == "b" else near.any(-1)
 
 
 class Config:
@@ -115,6 +126,9 @@ class Config:
         if signature.row.fixed.get("use_qk_l2norm_in_kernel") is False:  # they come normalised
             for name in ("q", "k"):
                 x[name] = rounded(x[name] / np.sqrt((x[name] ** 2).sum(-1, keepdims=True)), dtype)
+        for name in rounded_inputs(settings) if dtype != "float32" else ():
+            while (rows := near_ties(name, x[name], dtype, settings | options)).any():
+                x[name][rows] = rounded(draw.standard_normal(x[name][rows].shape) * size, dtype)
         if pool or signature.row.states:
             slots = N + 3  # the first and the last are nobody's
             matrix = (K, V) if self.layout == "kv" else (V, K)
@@ -172,9 +186,7 @@ def from_float64(x, dtype, arrays):
         import torch
 
         return torch.from_numpy(x.copy()).to("cuda" if arrays == "cuda" else "cpu", getattr(torch, dtype))
-    if dtype == "bfloat16":
-        return (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
-    return x.astype(dtype)
+    return x if x.dtype.kind == "i" else narrowed(x, dtype)
 
 
 def wrong(actual, expected, dtype, tolerance):

@@ -13,7 +13,7 @@ import numpy as np
 
 from .arrays import is_torch
 from .operator import presets
-from .variations import rounded
+from .variations import narrowed
 
 NAMES = {
     **dict(query="q", key="k", value="v", g="a", raw_g="a", raw_gate="a", beta="b", raw_beta="b"),
@@ -33,6 +33,7 @@ class Row:
     states: bool = False  # there are always some
     grouped: bool = True  # several value heads for a key head
     flat: bool = False  # tensors of [tokens, ...]
+    batch: bool = False  # beside mixed_qkv, [1, tokens, ...]
     column: bool = False  # A_log is [HV, 1] where each K row has a gate
     fixed: dict = field(default_factory=dict)  # options that it has no argument for
     settings: dict = field(default_factory=dict)  # beside the preset's
@@ -44,34 +45,49 @@ UNIT = dict(use_qk_l2norm_in_kernel=False)  # q and k come normalised
 GIVEN = dict(gate_input="log", beta_input="given")
 FINAL = dict(output_final_state=True)
 CPU = dict(head_first=False)
+ROUND = dict(round_qk=True)  # as the chunk functions do
+CPU_ROUND = ROUND | dict(round_q_scaled=True)
+NO_BOUND = dict(lower_bound=None)
 
 CALLS = {
     "sglang.fused_sigmoid_gating_delta_rule_update": Row("sglang", kda=None),
     "sglang.fused_recurrent_gated_delta_rule": Row("sglang", settings=GIVEN, constants=FINAL),
     "sglang.fused_recurrent_gated_delta_rule_update": Row("sglang", settings=GIVEN),
-    "sglang.fused_recurrent_gated_delta_rule_packed_decode": Row("sglang_packed_decode", decode=True, states=True),
+    "sglang.fused_recurrent_gated_delta_rule_packed_decode": Row(
+        "sglang_packed_decode", decode=True, states=True, settings=dict(round_beta=True)
+    ),
     "sglang.fused_recurrent_kda_packed_decode": Row("sglang_packed_decode", kda=True, decode=True, states=True),
-    "sglang.chunk_gated_delta_rule": Row("sglang", settings=GIVEN),
-    "sglang.chunk_kda": Row("sglang", kda=True, settings=dict(beta_input="given")),
+    "sglang.chunk_gated_delta_rule": Row("sglang", settings=GIVEN | ROUND),
+    "sglang.chunk_kda": Row("sglang", kda=True, settings=dict(beta_input="given") | ROUND),
+    "sglang.chunk_kda_cpu": Row("sglang", kda=True, settings=dict(beta_input="given")),
     "sglang.fused_recurrent_kda": Row("sglang", kda=True, states=True, settings=GIVEN),
-    "sglang.chunk_gated_delta_rule_cpu": Row("sglang_cpu_chunk", constants=CPU),
+    "sglang.chunk_gated_delta_rule_cpu": Row("sglang_cpu_chunk", settings=CPU_ROUND, constants=CPU),
     "sglang.fused_sigmoid_gating_delta_rule_update_cpu": Row("sglang_cpu", decode=True, states=True),
     "vllm.fused_sigmoid_gating_delta_rule_update": Row(
         "vllm", kda=None, states=True, names=dict(beta="softplus_beta")
     ),
     "vllm.fused_recurrent_gated_delta_rule": Row("vllm_recurrent", states=True),
     "vllm.fused_recurrent_gated_delta_rule_packed_decode": Row("vllm_packed_decode", decode=True, states=True),
-    "vllm.chunk_gated_delta_rule": Row("vllm", settings=GIVEN, constants=FINAL),
+    "vllm.chunk_gated_delta_rule": Row("vllm", settings=GIVEN | ROUND, constants=FINAL),
     "vllm.fused_recurrent_kda": Row("vllm", kda=True, states=True, settings=GIVEN),
-    "vllm.chunk_kda": Row("vllm", kda=True, settings=GIVEN, constants=FINAL),
-    "vllm.chunk_kda_with_fused_gate": Row("vllm", kda=True, settings=dict(beta_input="given"), constants=FINAL),
-    "vllm.chunk_gated_delta_rule_cpu": Row("vllm_cpu_chunk", constants=CPU | FINAL),
+    "vllm.chunk_kda": Row("vllm", kda=True, settings=GIVEN | ROUND, constants=FINAL),
+    "vllm.chunk_kda_with_fused_gate": Row("vllm", kda=True, settings=dict(beta_input="given") | ROUND, constants=FINAL),
+    "vllm.chunk_gated_delta_rule_cpu": Row("vllm_cpu_chunk", settings=CPU_ROUND, constants=CPU | FINAL),
     "vllm.fused_sigmoid_gating_delta_rule_update_cpu": Row("vllm_cpu", decode=True, states=True),
+    "vllm_kimi_k3.chunk_kda_with_fused_gate": Row("vllm_packed_decode", kda=True, settings=ROUND, constants=FINAL),
+    "vllm_kimi_k3.fused_recurrent_kda": Row(
+        "vllm_packed_decode", kda=True, states=True, fixed=dict(use_qk_l2norm_in_kernel=True), constants=NO_BOUND
+    ),
+    "vllm_kimi_k3.fused_recurrent_kda_fwd": Row("vllm_packed_decode", kda=True, states=True, settings=GIVEN),
+    "vllm_kimi_k3.fused_recurrent_kda_packed_decode": Row(
+        "vllm_packed_decode", kda=True, decode=True, states=True, batch=True, names=dict(out=None),
+        fixed=dict(use_qk_l2norm_in_kernel=True), constants=NO_BOUND,
+    ),
     "fla.fused_recurrent_gated_delta_rule": Row("fla", constants=FINAL),
-    "fla.chunk_gated_delta_rule": Row("fla", constants=FINAL),
+    "fla.chunk_gated_delta_rule": Row("fla", settings=ROUND, constants=FINAL),
     "fla.fused_recurrent_kda": Row("fla", kda=True, constants=FINAL),
     "fla.fused_recurrent_kda_fwd": Row("fla", kda=True, states=True),
-    "fla.chunk_kda": Row("fla", kda=True, constants=FINAL),
+    "fla.chunk_kda": Row("fla", kda=True, settings=ROUND, constants=FINAL),
     "fla.naive_recurrent_gated_delta_rule": Row("fla", grouped=False, fixed=UNIT, constants=FINAL),
     "fla.naive_chunk_gated_delta_rule": Row("fla", grouped=False, fixed=UNIT, constants=FINAL),
     "fla.naive_recurrent_kda": Row("fla", kda=True, fixed=UNIT, constants=FINAL),
@@ -84,7 +100,7 @@ CALLS = {
         "flashinfer_mtp", states=True, names=dict(ssm_state_indices=None), constants=dict(disable_state_update=False)
     ),
     "flashinfer.chunk_gated_delta_rule": Row(
-        "flashinfer_prefill", flat=True, names=dict(state_indices=None), constants=FINAL
+        "flashinfer_prefill", flat=True, settings=ROUND, names=dict(state_indices=None), constants=FINAL
     ),
     "flashinfer.recurrent_kda": Row(
         "flashinfer_decode", kda=True, states=True, settings=GIVEN,
@@ -94,7 +110,8 @@ CALLS = {
         "flashinfer_decode", kda=True, decode=True, states=True, fixed=dict(use_qk_l2norm_in_kernel=True)
     ),
     "mlx_lm.gated_delta_update": Row(
-        "mlx_lm", kda=None, column=True, fixed=UNIT | dict(scale=1.0), settings=dict(gate_input="raw", beta_input="raw")
+        "mlx_lm", kda=None, column=True, fixed=UNIT | dict(scale=1.0),
+        settings=dict(gate_input="raw", beta_input="raw", round_beta=True),
     ),
     "mlx_lm.gated_delta_kernel": Row("mlx_lm", kda=None, states=True, fixed=UNIT | dict(scale=1.0)),
     "mlx_lm.gated_delta_ops": Row("mlx_lm", kda=None, fixed=UNIT | dict(scale=1.0)),
@@ -154,6 +171,8 @@ class Signature:
         if self.takes("mixed_qkv"):
             rows = {name: x[name].reshape(shape[0], -1) for name in OF_TOKENS}
             rows["mixed_qkv"] = _side_by_side(rows["q"], rows["k"], rows["v"])
+            if self.row.batch:
+                rows |= {name: x[name].reshape(1, shape[0], *x[name].shape[2:]) for name in ("a", "b")}
             x |= rows | dict(out=_zeros(rows["q"], shape), scale=x.get("scale") or x["q"].shape[-1] ** -0.5)
         result = kernel(**self.row.constants, **{given: x[name] for given, name in self.names.items() if name in x})
         o, final = (*result, None)[:2] if isinstance(result, (tuple, list)) else (result, None)
@@ -193,5 +212,5 @@ def _store(pool, slots, states):
     elif _mlx(pool):
         slots = _mlx(pool).array(slots) if isinstance(slots, list) else slots
     elif pool.dtype == np.uint16 and states.dtype != np.uint16:
-        states = rounded(states.astype(np.float64), "bfloat16").astype(np.float32).view(np.uint32) >> 16
+        states = narrowed(states.astype(np.float64), "bfloat16")
     pool[slots] = states

@@ -8,7 +8,7 @@ import functools
 
 import numpy as np
 
-from .operator import fused_sigmoid_gating_delta_rule_update as oracle
+from .operator import fused_sigmoid_gating_delta_rule_update
 
 
 def rounded(x, dtype):
@@ -20,6 +20,25 @@ def rounded(x, dtype):
     bits = bits.view(np.uint32).astype(np.uint64)
     bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
     return bits.astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+def narrowed(x, dtype):
+    """The same as an array of `dtype`; numpy's bfloat16 is uint16."""
+    x = rounded(x, dtype).astype(np.float32)
+    return (x.view(np.uint32) >> 16).astype(np.uint16) if dtype == "bfloat16" else x.astype(dtype)
+
+
+def rounded_inputs(options):
+    """What is made of these inputs is rounded to their dtype."""
+    rounding = {"round_qk": ("q", "k"), "round_q_scaled": ("q",), "round_beta": ("b",)}
+    return sorted({name for option, names in rounding.items() if options.get(option) for name in names})
+
+
+def oracle(dtype, arguments):
+    """The operator, of float64 arrays; of those of `dtype` where that is what it rounds to."""
+    names = (name for name in rounded_inputs(arguments) if arguments[name] is not None)
+    narrow = {name: narrowed(arguments[name], dtype) for name in names}
+    return fused_sigmoid_gating_delta_rule_update(**arguments | narrow)
 
 
 class Call:
@@ -65,7 +84,7 @@ class Call:
     def results(self):
         """(o, the pool afterwards)"""
         store = self._gather() if self._slots or self._steps else lambda: None
-        o = self._step_by_step() if self._steps else oracle(**self.arguments)
+        o = self._step_by_step() if self._steps else oracle(self.dtype, self.arguments)
         store()
         for output in reversed(self._outputs):
             o = output(o)
@@ -136,7 +155,9 @@ class Call:
         """beta becomes change(beta), in float64."""
         if self["b"] is not None:
             beta = 1 / (1 + np.exp(-self["b"])) if self["beta_input"] == "raw" else self["b"]
-            self.set(b=change(beta), beta_input="given")
+            if self["round_beta"]:
+                beta = rounded(beta, self.dtype)
+            self.set(b=change(beta), beta_input="given", round_beta=False)
 
     def norm(self, q=None, k=None):
         """In place of the L2 norm of both: functions of x and of its norm, eps in it as the call has it."""
@@ -171,7 +192,7 @@ class Token:
 
     def __init__(self, call, place, state):
         row, t = place
-        self.state, self.arguments = state, dict(call.arguments, cu_seqlens=None)
+        self.state, self.dtype, self.arguments = state, call.dtype, dict(call.arguments, cu_seqlens=None)
         self.set(initial_state_source=state, initial_state_indices=None, null_slot=-1)
         for name in ("q", "k", "v", "a", "b"):
             if call[name] is not None:
@@ -182,7 +203,7 @@ class Token:
 
     def run(self):
         """o; the state is updated."""
-        return oracle(**self.arguments)[0, 0]
+        return oracle(self.dtype, self.arguments)[0, 0]
 
     def take_decay(self):
         """The decay, as a factor of the state; the token has none any more. The gate is the log decay."""
@@ -196,7 +217,7 @@ class Token:
         """q^T S, of the state as it is."""
         still = dict(a=None, A_log=None, dt_bias=None, gate_input="log", beta_input="given")
         still |= dict(b=np.zeros(self.arguments["v"].shape[:3]), disable_state_update=True)
-        return oracle(**self.arguments | still)[0, 0]
+        return oracle(self.dtype, self.arguments | still)[0, 0]
 
 
 # ---- How one token is computed, in another order
@@ -248,6 +269,11 @@ def sets(**values):
     return lambda call: call.set(**values)
 
 
+def rounding(**values):
+    """Float32 is no such rounding: every kernel has it."""
+    return lambda call: call.set(**values) if call.dtype != "float32" else None
+
+
 def slots(change):
     return lambda call: call.slots(change)
 
@@ -275,11 +301,6 @@ def without(name):
 
 def if_raw(change):
     return lambda call: change(call) if call["gate_input"] == "raw" else None
-
-
-def round_norm(call):
-    rounding = lambda x, norm: rounded(x / norm, call.dtype)  # noqa: E731
-    call.norm(q=rounding, k=rounding)
 
 
 def is_tail(chunk):
@@ -318,7 +339,8 @@ VARIATIONS = {
     "q not normalised": lambda call: call.norm(k=unit),
     "k not normalised": lambda call: call.norm(q=unit),
     "q and k divided by their root mean square": root_mean_square,
-    "normalised q and k rounded to the dtype of the inputs": round_norm,
+    "normalised q and k rounded to the dtype of the inputs": rounding(round_qk=True),
+    "normalised q and k not rounded": rounding(round_qk=False, round_q_scaled=False),
     # The gate
     "a taken for the log decay g (gate_input 'log')": sets(gate_input="log"),
     "a taken for the decay exp(g) (gate_input 'decay')": sets(gate_input="decay"),
@@ -339,7 +361,8 @@ VARIATIONS = {
     "sigmoid of a beta that is given (beta_input 'raw')": sets(beta_input="raw"),
     "beta left out: 1": sets(b=None),
     "beta doubled (allow_neg_eigval)": sets(allow_neg_eigval=True),
-    "beta rounded to the dtype of the inputs": lambda call: call.beta(lambda beta: rounded(beta, call.dtype)),
+    "beta rounded to the dtype of the inputs": rounding(round_beta=True),
+    "beta not rounded": rounding(round_beta=False),
     "beta applied twice": lambda call: call.beta(np.square),
     "beta on v alone: beta*v - k^T S": lambda call: (
         call.beta(lambda beta: beta),
