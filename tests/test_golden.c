@@ -24,7 +24,7 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-enum { MIN_CASES = 71, MAX_CASES = 1024 };
+enum { MIN_CASES = 73, MAX_CASES = 1024 };
 
 /* Of the largest element: the double computation from the truth, and float32 from the truth or another system. */
 static const double f64_tolerance = 1e-12, f32_tolerance = 1e-6;

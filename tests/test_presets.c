@@ -77,6 +77,10 @@ static void as_recorded(void **unused) {
         {"vllm_decode", GDN_SYSTEM_VLLM, true, true},
         {"vllm_packed_decode", GDN_SYSTEM_VLLM_PACKED_DECODE, true, true},
         {"vllm_recurrent_left", GDN_SYSTEM_VLLM_RECURRENT, true, true},
+        {"seed_initial_state", GDN_SYSTEM_SGLANG_KV, true, false},
+        {"sglang_cpu_chunk", GDN_SYSTEM_SGLANG_CPU_CHUNK, true, false},
+        {"vllm_cpu_decode", GDN_SYSTEM_SGLANG_CPU, true, false}, /* the same source */
+        {"vllm_cpu_decode", GDN_SYSTEM_VLLM_CPU, true, false},
         {"vllm_cpu_chunk_round_q", GDN_SYSTEM_VLLM_CPU_CHUNK, true, false},
         {"fla_log_gate", GDN_SYSTEM_FLA, true, false},
         {"fla_gdn2", GDN_SYSTEM_FLA, true, false},
