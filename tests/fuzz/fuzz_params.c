@@ -726,9 +726,9 @@ static void check_prepare(input *b, fuzz_case *c) {
 
 /* Parameters of any bytes, save that flags are flags and that no array is there. */
 static void check_any_bytes(input *b) {
-    gdn_params p;
+    gdn_params p = {0};
     gdn_prepared results;
-    gdn_error error;
+    gdn_error error = {GDN_NUM_STATUSES, NULL, -2, -2};
     const size_t count = (size_t)(b->end - b->at);
     for (size_t i = 0; i < sizeof p; i++) {
         const unsigned char byte = count > 0 ? b->at[i % count] : 0;
