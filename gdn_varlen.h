@@ -282,7 +282,8 @@ typedef struct gdn_tensor {
     ptrdiff_t batch_stride, token_stride, head_stride;
 } gdn_tensor;
 
-/* A stride of inputs, and only of those: everything along that axis is one and the same element. */
+/* A stride of inputs, and only of those: everything along that axis is one and the same element. For the strides left
+ * at 0 around it the axis counts once. */
 #define GDN_BROADCAST PTRDIFF_MIN
 
 /* The same for what is written. */
@@ -366,7 +367,7 @@ typedef enum gdn_rounding {
     GDN_ROUND_QK = 1,       /* q, k and k_read to their own dtypes, after the norm */
     GDN_ROUND_SCALED_Q = 2, /* q to its dtype, not before the scale but after it */
     GDN_ROUND_BETA = 4,     /* beta to the dtype of b */
-    GDN_ROUND_STATE = 8     /* the state to the dtype of the pool that is written, or else read, after every token */
+    GDN_ROUND_STATE = 8     /* the state, after every token, to the dtype of the pool: the second if there are two */
 } gdn_rounding;
 
 typedef enum gdn_compute {
@@ -405,7 +406,7 @@ typedef struct gdn_params {
      * ends at or before seq_len; rows past its end are not written. A sequence of length 0 writes nothing. */
     gdn_indices cu_seqlens;
 
-    /* Inputs, in any mix of dtypes. Required: q, k, v; with GDN_GATE_RAW also a and, but under a lower bound, A_log.
+    /* Inputs, in any mix of dtypes. Required: q, k, v; with a raw `a` also A_log, but under a lower bound.
      * Rows of Qwen3-Next's fused ba projection, b and a of each key head in turn, have no one head_stride: copy them.
      */
     gdn_tensor A_log;   /* [HV]; only head_stride may be set; absent, under a lower bound: 0 */
@@ -444,7 +445,7 @@ typedef struct gdn_params {
 
     /* The states after steps, for verifying drafts and for prefix caches, beside the final one. A step is step_interval
      * tokens (0: 1), counted from the sequence's first in this call; the tokens after the last whole step belong to
-     * none.
+     * none. [N, steps] has at least as many columns as the longest sequence has steps, see gdn_indices_of().
      *
      * In a cache: row intermediate_state_indices[n] (absent: n; negative: not cached), one column for each step. With
      * retrieve_parent_token [N, steps] and steps of one token, step s > 0 of a cached sequence starts from the cached
@@ -455,9 +456,9 @@ typedef struct gdn_params {
     gdn_indices retrieve_parent_token;
 
     /* Or, or besides, in slots of the pool that is written, [N, steps] (negative: not stored). The final state is then
-     * written only where output_state_indices says. Without initial_state_indices and a second pool, and with steps of
-     * one token, the sequence starts from slot ssm_state_indices[n, num_accepted_tokens[n] - 1], or [n, 0]; a negative
-     * one there is padding. */
+     * written only where output_state_indices says. Without initial_state_indices and a second pool, one of which
+     * longer steps need, the sequence starts from slot ssm_state_indices[n, num_accepted_tokens[n] - 1], or [n, 0]; a
+     * negative one there is padding. */
     gdn_indices ssm_state_indices;
     gdn_indices num_accepted_tokens; /* [N], each in [1, steps] */
 
@@ -476,7 +477,7 @@ typedef struct gdn_params {
     bool beta_per_column;  /* b is [..,HV,V] */
     bool allow_neg_eigval; /* beta is doubled (OLMo-Hybrid) */
     gdn_head_map head_map;
-    bool read_before_decay; /* d = beta (v - k_read^T S) reads S as it is before the token's decay (Comba) */
+    bool read_before_decay; /* d = beta (v - k_read^T S) reads S before the token's decay (Comba); not with gv */
     unsigned rounding;      /* gdn_rounding, a sum */
 
     /* The state alone, with v = 0: S_end = M S_start, see [SEGMENTS]. v, o and gv must be absent, and beta_per_column
