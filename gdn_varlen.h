@@ -1751,7 +1751,10 @@ static void gdni_reference_item(const gdn_params *r, const gdni_item *x, const g
         if (parent >= 0) gdni_reference_state(r, gdni_cache_matrix(r, s->row, parent, hv), c0, c1, false, state);
         gdni_reference_row(r, &r->q, s, t, h, q);
         gdni_reference_row(r, &r->k, s, t, h, k);
-        gdni_reference_row(r, r->k_read.data == NULL ? &r->k : &r->k_read, s, t, h, k_read);
+        if (r->k_read.data == NULL)
+            memcpy(k_read, k, (size_t)k_dim * sizeof(double));
+        else
+            gdni_reference_row(r, &r->k_read, s, t, h, k_read);
         for (ptrdiff_t i = 0; i < k_dim && r->erase.data != NULL; i++)
             k_read[i] *= gdni_get_f64(gdni_row(&r->erase, s, t, hv), r->erase.dtype, i);
         for (ptrdiff_t i = 0; i < k_dim; i++)
@@ -1760,11 +1763,11 @@ static void gdni_reference_item(const gdn_params *r, const gdni_item *x, const g
         for (ptrdiff_t c = c0; c < c1 && !gdni_masked(r, s, t); c++) {
             const double v = gdni_get_f64(gdni_row(&r->v, s, t, hv), r->v.dtype, c);
             const double column_decay = gdni_reference_column_decay(r, s, t, hv, c);
-            double *column = state + (c - c0), kS = 0, before = 0, d, o = 0;
-            for (ptrdiff_t i = 0; i < k_dim; i++) before += k_read[i] * column[i * GDNI_SLICE];
+            double *column = state + (c - c0), kS = 0, d, o = 0;
+            for (ptrdiff_t i = 0; i < k_dim && r->read_before_decay; i++) kS += k_read[i] * column[i * GDNI_SLICE];
             for (ptrdiff_t i = 0; i < k_dim; i++) column[i * GDNI_SLICE] *= decay[i] * column_decay;
-            for (ptrdiff_t i = 0; i < k_dim; i++) kS += k_read[i] * column[i * GDNI_SLICE];
-            d = gdni_reference_beta(r, s, t, hv, c) * (v - (r->read_before_decay ? before : kS));
+            for (ptrdiff_t i = 0; i < k_dim && !r->read_before_decay; i++) kS += k_read[i] * column[i * GDNI_SLICE];
+            d = gdni_reference_beta(r, s, t, hv, c) * (v - kS);
             for (ptrdiff_t i = 0; i < k_dim; i++) column[i * GDNI_SLICE] += k[i] * d;
             for (ptrdiff_t i = 0; i < k_dim; i++) o += q[i] * column[i * GDNI_SLICE];
             for (ptrdiff_t i = 0; i < k_dim && round_state; i++)
@@ -2537,13 +2540,12 @@ static void gdni_list_results(const gdn_params *r, const gdn_prepared *results, 
 /* The call without its recurrence. */
 static gdn_params gdni_inputs_only(const gdn_params *params) {
     gdn_params p = *params;
-    p.num_seqs = 0, p.step_interval = 0;
     p.cu_seqlens.data = p.initial_state_indices.data = p.output_state_indices.data = NULL;
     p.intermediate_state_indices.data = p.retrieve_parent_token.data = NULL;
     p.ssm_state_indices.data = p.num_accepted_tokens.data = p.token_mask.data = NULL;
     p.v.data = p.erase.data = p.gv.data = p.o.data = NULL;
     p.initial_state_source.data = p.output_state_pool.data = p.intermediate_states_buffer.data = NULL;
-    p.has_null_slot = p.disable_state_update = p.homogeneous = p.read_before_decay = false;
+    p.homogeneous = false;
     p.rounding &= ~(unsigned)GDN_ROUND_STATE;
     return p;
 }
