@@ -19,8 +19,8 @@ typedef struct call_list {
     { (ptrdiff_t)(sizeof(LIST_VALUES(__VA_ARGS__)) / sizeof(int)), LIST_VALUES(__VA_ARGS__) }
 
 /* What a call is made from. `p` holds sizes, options and dtypes (float32 where not set) and no pointers; a pool and
- * a cache are present where their sizes are set, k_read, erase and gv where their dtypes are, an index array where its list is
- * not empty. */
+ * a cache are present where their sizes are set, k_read, erase and gv where their dtypes are, an index array where its
+ * list is not empty. */
 typedef struct call_config {
     const char *name;
     gdn_params p;

@@ -741,7 +741,7 @@ def test_flashinfer_kda_checkpoints(pool):
 
 
 def test_gates_alone():
-    a, b, half = x["a"][0], x["b"][0], x["b"][0].astype(np.float16)
+    a, half = x["a"][0], x["b"][0].astype(np.float16)
     wide = {name: np.asarray(value, np.float64) for name, value in GATE.items()}
     g = -np.exp(wide["A_log"]) * np.log1p(np.exp(a + wide["dt_bias"]))
     beta = 1 / (1 + np.exp(-np.asarray(half, np.float64)))
